@@ -1,0 +1,41 @@
+# make lab: learn.   make test: check everything.   make build: write the notebooks from the lessons.
+PYTHON ?= python3
+JOBS ?= 2
+BIN := .venv/bin
+export OMP_NUM_THREADS := 1
+export COURSE_SEED ?= 0
+
+NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --override-ini=filterwarnings=default \
+	--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile
+
+.PHONY: lab test test-code test-notebooks build clean
+
+lab: .venv/installed
+	$(BIN)/course start
+	$(BIN)/jupyter lab --notebook-dir=work
+
+test: test-code test-notebooks
+
+test-code: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/course build --check
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests
+
+# The students' notebooks run untouched from top to bottom. The solutions are compared with their stored outputs,
+# which come from a CPU: on CUDA they only have to run.
+test-notebooks: .venv/installed
+	$(NBVAL) --nbval-lax notebooks
+	$(NBVAL) $(if $(filter cuda,$(COURSE_DEVICE)),--nbval-lax,--nbval --nbval-sanitize-with tests/nbval_sanitize.cfg) solutions
+
+build: .venv/installed
+	$(BIN)/course build
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './work/*' -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	touch $@

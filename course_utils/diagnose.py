@@ -1,0 +1,85 @@
+"""Where an answer differs from the reference, and which misconception would differ in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from course_utils.exercise import Case, Exercise, Misconception
+from course_utils.observe import Difference, difference
+from course_utils.run import CaseRun, Undisturbed
+
+
+@dataclass
+class Mismatch:
+    """A case in which the answer differs from the reference, and where."""
+
+    case: Case
+    run: CaseRun
+    right: CaseRun
+    observed: Difference | None
+    changed: Difference | None
+
+
+def is_right(exercise: Exercise, runs: Sequence[CaseRun], reference: Sequence[CaseRun]) -> bool:
+    """Whether every case of the answer was seen as that of the reference."""
+    return len(runs) == len(exercise.cases) and not find_mismatches(exercise, runs, reference)
+
+
+def find_mismatches(exercise: Exercise, runs: Sequence[CaseRun], reference: Sequence[CaseRun]) -> list[Mismatch]:
+    """The cases in which the answer was seen to differ from the reference, in order."""
+    found = []
+    for case, run, right in zip(exercise.cases, runs, reference, strict=False):
+        observed, changed = _differences(run, right, case.tolerance)
+        if observed or changed or run.stopped or run.forbidden:
+            found.append(Mismatch(case, run, right, observed, changed))
+    return found
+
+
+def _differences(
+    run: CaseRun, right: CaseRun, tolerance: tuple[float, float] | None
+) -> tuple[Difference | None, Difference | None]:
+    """The first difference in what was observed (an exception counts), and in the arguments afterwards."""
+    if run.raised or right.raised:
+        return difference(run.raised, right.raised), None
+    return (
+        difference(run.observation, right.observation, tolerance),
+        difference(run.arguments, right.arguments, right.argument_tolerance or tolerance),
+    )
+
+
+class Diagnosis(NamedTuple):
+    """A recognized misconception, the failing cases it explains, and whether these are all."""
+
+    misconception: Misconception
+    cases: frozenset[str]
+    explains_all: bool
+
+
+def diagnose(
+    exercise: Exercise, runs: Sequence[CaseRun], reference: Sequence[CaseRun], process: Undisturbed
+) -> Diagnosis | None:
+    """The misconception whose observations equal the answer's, on the same draws.
+
+    First choice: equal on every case. Else the one that explains the most failing cases on its own, at least half of
+    them: it equals the answer there, no other misconception does, and the case saw more than an exception.
+    """
+    cases = range(min(len(runs), len(exercise.cases)))
+    tolerances = [case.tolerance for case in exercise.cases]
+    wrong = [i for i in cases if any(_differences(runs[i], reference[i], tolerances[i]))]
+    explained: dict[int, list[Misconception]] = {i: [] for i in wrong}
+    for misconception in exercise.misconceptions:
+        theirs = process.run_cases(exercise, misconception.implementation)
+        same = [i < len(theirs) and not any(_differences(runs[i], theirs[i], tolerances[i])) for i in cases]
+        if wrong and all(same):
+            return Diagnosis(misconception, frozenset(runs[i].case for i in wrong), True)
+        for i in wrong:
+            if same[i] and not runs[i].raised:
+                explained[i].append(misconception)
+    votes = {i: found[0] for i, found in explained.items() if len(found) == 1}
+    if not votes:
+        return None
+    best = max(votes.values(), key=list(votes.values()).count)
+    theirs = frozenset(runs[i].case for i, vote in votes.items() if vote is best)
+    return Diagnosis(best, theirs, False) if 2 * len(theirs) >= len(wrong) else None

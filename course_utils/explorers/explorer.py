@@ -1,0 +1,71 @@
+"""The thin ipywidgets layer under every explorer: controls, a picture, and the state in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from html import escape
+
+import ipywidgets as widgets
+
+from course_utils.plots.figure import Figure
+
+Render = Callable[..., tuple[Figure, str]]
+
+
+class Explorer:
+    """Controls wired to a pure function that returns a picture and the state in words.
+
+    title: heading above the controls. controls: name → ipywidgets control; `render` gets their values as keyword
+    arguments and returns (Figure, text). still: the picture shown where no kernel runs. Buttons belong among the
+    controls too: their value is the number of presses. restart: any other control sets the presses back to 0.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        controls: Mapping[str, widgets.Widget],
+        render: Render,
+        still: Figure,
+        restart: bool = False,
+    ) -> None:
+        self.restart = restart
+        self.title, self.controls, self.render, self.still = title, dict(controls), render, still
+        self.presses = {name: 0 for name, control in self.controls.items() if isinstance(control, widgets.Button)}
+        self.picture = widgets.HTML()
+        self.words = widgets.HTML()
+        heading = widgets.HTML(f"<h4>{escape(title)}</h4>")
+        row = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        self.box = widgets.VBox([heading, row, self.picture, self.words])
+        for name, control in self.controls.items():
+            if name in self.presses:
+                control.on_click(lambda _, name=name: self._press(name))
+            else:
+                control.observe(lambda _: self._change(), names="value")
+        self.update()
+
+    def _press(self, name: str) -> None:
+        self.presses[name] += 1
+        self.update()
+
+    def _change(self) -> None:
+        if self.restart:
+            self.presses = dict.fromkeys(self.presses, 0)
+        self.update()
+
+    def state(self) -> dict[str, object]:
+        """The value of every control; for a button the number of presses."""
+        return {
+            name: self.presses.get(name, getattr(control, "value", None)) for name, control in self.controls.items()
+        }
+
+    def update(self) -> None:
+        """Draw the picture and the words again from the controls."""
+        figure, text = self.render(**self.state())
+        self.picture.value = figure.html()
+        self.words.value = f'<pre style="white-space: pre-wrap">{escape(text)}</pre>'
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
+        bundle = dict(self.box._repr_mimebundle_())
+        bundle["text/html"] = self.still.html()
+        bundle["text/plain"] = f"{self.title}. {self.still.alt}"
+        return bundle

@@ -1,0 +1,29 @@
+"""Figures of the course: each is a function of data and returns a `Figure` with alt text.
+
+`plots.strides(tensor)` and its siblings are found by name; their modules, and matplotlib, load on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+_HOMES = {
+    "memory": (
+        "tensor_anatomy", "strides", "view_decision", "number_line", "picked_cells", "broadcasting", "shared_block",
+    ),
+    "lines": ("curves", "loss_curves"),
+    "autograd": ("autograd_graph", "backward_node", "gradient_bars", "gradient_cuts", "versions"),
+    "figure": ("Figure",),
+}  # fmt: skip
+__all__ = sorted(name for names in _HOMES.values() for name in names)
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"plots has no figure {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,76 @@
+"""A picture in words of where a student stands in a week."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from course_utils.exercise import Exercise
+from course_utils.feedback import SIGNS
+from course_utils.judge import NOT_ATTEMPTED, PASSED, Verdict
+from course_utils.weeks import Week
+
+
+class Progress:
+    """Exercises of a week with their outcomes, the objectives they meet, and what to do next.
+
+    verdicts: exercise name → verdict. An objective is met when every exercise that assesses it passes; objectives
+    that only the quiz assesses are counted apart.
+    """
+
+    def __init__(self, week: Week, exercises: Sequence[Exercise], verdicts: Mapping[str, Verdict]) -> None:
+        self.week, self.exercises, self.verdicts = week, exercises, verdicts
+
+    def outcome(self, exercise: Exercise) -> str:
+        """One of the four outcome words."""
+        return self.verdicts[exercise.name].outcome
+
+    def objectives(self) -> dict[str, bool]:
+        """Identifier → met or not, for the objectives that exercises assess."""
+        met: dict[str, bool] = {}
+        for exercise in self.exercises:
+            for objective in exercise.objectives:
+                met[objective] = met.get(objective, True) and self.outcome(exercise) == PASSED
+        return met
+
+    def headline(self) -> str:
+        """How many exercises pass and how many objectives are met, in one sentence."""
+        passed = sum(self.outcome(exercise) == PASSED for exercise in self.exercises)
+        met = self.objectives()
+        return (
+            f"{self.week.title}: {passed} of {len(self.exercises)} exercises pass, "
+            f"{sum(met.values())} of {len(met)} objectives of the exercises are met."
+        )
+
+    def next_step(self) -> str:
+        """What to do next, in one sentence."""
+        unfinished = [e for e in self.exercises if self.outcome(e) not in (PASSED, NOT_ATTEMPTED)]
+        if unfinished:
+            return f"Next: {unfinished[0].name} is begun and does not pass yet; check({unfinished[0].name}) says why."
+        untouched = [e for e in self.exercises if self.outcome(e) == NOT_ATTEMPTED]
+        if untouched:
+            return f"Next: try {untouched[0].name}."
+        return "Every exercise of this week passes. Take the quiz, then go on."
+
+    def __repr__(self) -> str:
+        rows = [f"    {SIGNS[self.outcome(e)]} {e.name}: {self.outcome(e)}" for e in self.exercises]
+        return "\n".join([self.headline(), *rows, self.next_step()])
+
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
+        met = self.objectives()
+        rows = "".join(
+            f"<tr><td style='text-align: left'>{SIGNS[self.outcome(e)]} {self.outcome(e)}</td>"
+            f"<td style='text-align: left'><code>{e.name}</code></td>"
+            f"<td style='text-align: left'>{'; '.join(self._objective(o, met[o]) for o in e.objectives)}</td></tr>"
+            for e in self.exercises
+        )
+        head = "".join(f"<th scope='col' style='text-align: left'>{h}</th>" for h in ("Outcome", "Exercise", "You can"))
+        html = (
+            f"<div><p><strong>{escape(self.headline())}</strong></p>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{escape(self.next_step())}</p></div>"
+        )
+        return {"text/html": html, "text/plain": repr(self)}
+
+    def _objective(self, objective: str, met: bool) -> str:
+        text = escape(self.week.objectives.get(objective, objective).rstrip("."))
+        return f"{text}{' ✓' if met else ''}"

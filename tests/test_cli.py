@@ -1,0 +1,207 @@
+"""The command `course`: what each subcommand prints, exit codes, and one clear line for what went wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import write
+
+from course_utils import classroom, doctor
+from course_utils.cli import main
+from course_utils.errors import CourseError
+
+
+def run(capsys, *arguments):
+    """Run the command in this process; returns exit code, output, errors."""
+    code = main(arguments)
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture
+def in_course(sample_course, monkeypatch):
+    """The sample course as the current folder."""
+    monkeypatch.chdir(sample_course)
+    return sample_course
+
+
+# --- list ---------------------------------------------------------------------------------------------------------
+
+
+def test_list_names_every_exercise_on_a_line(capsys, sample_course):
+    assert run(capsys, "list") == (
+        0,
+        "week90  double                   function   1 cases,  1 misconceptions\n"
+        "week90  last_item                bug hunt   1 cases,  1 misconceptions\n"
+        "week90  Tally                    class      1 cases,  1 misconceptions\n",
+        "",
+    )
+
+
+def test_list_as_json_has_every_fact(capsys, sample_course):
+    code, output, errors = run(capsys, "list", "--json")
+    assert (code, errors) == (0, "")
+    assert json.loads(output)["exercises"][1:] == [
+        {
+            "name": "last_item",
+            "week": "week90",
+            "objectives": ["sample.count"],
+            "kind": "function",
+            "bug_hunt": True,
+            "cases": 1,
+            "misconceptions": ["one_too_few"],
+        },
+        {
+            "name": "Tally",
+            "week": "week90",
+            "objectives": ["sample.count"],
+            "kind": "class",
+            "bug_hunt": False,
+            "cases": 1,
+            "misconceptions": ["Letters"],
+        },
+    ]
+
+
+def test_the_module_is_the_command(copied_course):
+    command = [sys.executable, "-m", "course_utils", "list", "--json"]
+    done = subprocess.run(command, cwd=copied_course, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["name"] for row in json.loads(done.stdout)["exercises"]] == ["double", "last_item", "Tally"]
+
+
+# --- what goes wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["build", "--check"], "notebooks/week90_samples.ipynb is missing; `make build` writes it."),
+        (["build", "week91"], "There is no lesson for week91."),
+        (["start"], "There are no notebooks/*.ipynb; `make build` writes them from the lessons."),
+        (["update"], "There are no notebooks/*.ipynb; `make build` writes them from the lessons."),
+        (["grade", "nowhere", "--json", "out.json"], "nowhere: there is no such file or folder."),
+        (["grade", "lessons", "--json", "out.json"], "There is no .ipynb or .py file in what you gave; name files, "),
+        (["grade", "lessons", "--json", "no/out.json"], "no/out.json: the folder for the results does not exist."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_problem_is_one_message_on_stderr_and_exit_code_1(capsys, in_course, arguments, message):
+    code, output, errors = run(capsys, *arguments)
+    assert (code, output) == (1, "")
+    assert errors.startswith(f"course: {message}")
+    assert "Traceback" not in errors
+    assert not (in_course / "out.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("COURSE_DEVICE", "tpu", "COURSE_DEVICE is 'tpu'; it can be cpu or cuda."),
+        ("COURSE_SEED", "many", "COURSE_SEED is 'many'; it can be a whole number such as 7."),
+    ],
+)
+def test_a_wrong_setting_is_one_line(capsys, in_course, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    write(in_course / "a.py", "def double(values):\n    return values\n")
+    assert run(capsys, "grade", "a.py", "--json", "out.json") == (1, "", f"course: {message}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["grade", "a.py"],
+        ["grade", "--json", "out.json"],
+        ["grade", "a.py", "--json", "out.json", "--jobs", "0"],
+        ["grade", "a.py", "--json", "out.json", "--timeout", "-1"],
+        ["grade", "a.py", "--json", "out.json", "--device", "tpu"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_is_not_understood_ends_with_exit_code_2_and_the_usage(capsys, arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: course")
+
+
+def test_an_interrupt_ends_quietly(capsys, in_course, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_utils.workspace.start", interrupted)
+    assert run(capsys, "start") == (130, "", "course: interrupted\n")
+
+
+# --- grade --------------------------------------------------------------------------------------------------------
+
+
+def graded(*rows):
+    """A stand-in for grading that gives these rows of one submission, then ends or raises."""
+
+    def grade_class(paths, **options):
+        for row in rows:
+            if isinstance(row, Exception):
+                raise row
+            yield [row]
+
+    return grade_class
+
+
+ROW = classroom.Row("a.py", "double", "passed", seconds=0.1)
+
+
+def test_grade_writes_the_results_and_prints_a_line_for_each_submission(capsys, in_course, monkeypatch):
+    monkeypatch.setattr(classroom, "grade_class", graded(ROW))
+    assert run(capsys, "grade", "a.py", "--json", "out.json") == (0, "a.py: 1 passed\n", "")
+    assert json.loads((in_course / "out.json").read_text())["results"][0]["outcome"] == "passed"
+
+
+def test_grade_keeps_what_it_has_when_something_breaks_later(capsys, in_course, monkeypatch):
+    monkeypatch.setattr(classroom, "grade_class", graded(ROW, CourseError("it broke")))
+    assert run(capsys, "grade", "a.py", "--json", "out.json") == (1, "a.py: 1 passed\n", "course: it broke\n")
+    assert len(json.loads((in_course / "out.json").read_text())["results"]) == 1
+
+
+# --- start, update ------------------------------------------------------------------------------------------------
+
+
+def test_start_and_update_print_a_line_for_each_notebook(capsys, in_course):
+    (in_course / "notebooks").mkdir()
+    notebook = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (in_course / "notebooks" / "a.ipynb").write_text(json.dumps(notebook))
+    assert run(capsys, "start") == (0, "work/a.ipynb is new.\n", "")
+    assert run(capsys, "start") == (0, "work/a.ipynb is there already and stays as it is.\n", "")
+    assert run(capsys, "update") == (0, "work/a.ipynb is up to date.\n", "")
+
+
+# --- doctor -------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_names_versions_device_and_threads(capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COURSE_DEVICE", "cpu")
+    code, output, errors = run(capsys, "doctor")
+    assert (code, errors) == (0, "")
+    starts = ("Python 3.", "torch ", "jupyterlab ", "device: ", "threads: ")
+    assert all(any(line.startswith(start) for line in output.split("\n")) for start in starts)
+    assert "(OMP_NUM_THREADS is 1)" in output
+    assert "COURSE_DEVICE is cpu\n" in output
+
+
+def test_doctor_says_how_to_get_what_is_missing_and_ends_with_exit_code_1(capsys, monkeypatch):
+    there = doctor._has
+    monkeypatch.setattr(doctor, "_has", lambda name: name != "jupyterlab" and there(name))
+    code, output, _ = run(capsys, "doctor")
+    assert code == 1
+    assert output.endswith("MISSING: jupyterlab is missing: pip install -e . -c constraints.txt\n")
+
+
+def test_doctor_without_what_only_tests_need_gives_a_note(capsys, monkeypatch):
+    there = doctor._has
+    monkeypatch.setattr(doctor, "_has", lambda name: name != "playwright" and there(name))
+    code, output, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "note: playwright is missing; the browser tests need it" in output
