@@ -128,7 +128,7 @@ def _size(seen: Any) -> int:
         return 2 + seen.values.numel() if seen.values.numel() and seen.shape else HARD_TO_READ
     if isinstance(seen, SeenItems):
         return 1 + sum(map(_size, seen.items)) if seen.items else HARD_TO_READ
-    return 1
+    return HARD_TO_READ if seen == SeenOther("a generator") else 1
 
 
 # --- why, where no misconception is recognized ----------------------------------------------------------------------

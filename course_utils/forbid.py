@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -34,6 +35,7 @@ class Watch:
     def __init__(self, functions: tuple[Function, ...], always: bool, answer: Any, *, thorough: bool) -> None:
         self.called: list[str] = []
         self.active = self._always = always
+        self.per_call = bool(functions) and not always
         self._functions = functions
         self._names = _names_of(answer) if functions else {}
         needs_mode = functions and (thorough or _holds(answer, functions))
@@ -74,7 +76,7 @@ class Watch:
 
     def around(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function of the answer, watched."""
-        if not self._functions or self._always:
+        if not self.per_call:
             return function(*args, **kwargs)
         self.active = True
         try:
@@ -108,7 +110,10 @@ def _places(functions: tuple[Function, ...]) -> list[tuple[Any, str, Function]]:
         torch, torch.nn.functional, torch._C._nn, torch.special, torch.linalg, torch.autograd,
         torch.autograd.functional, torch.func, torch.ops.aten, np,
     ]  # fmt: skip
-    spaces += [sys.modules[home] for f in functions if (home := getattr(f, "__module__", None)) in sys.modules]
+    for function in functions:
+        home = str(getattr(function, "__module__", None) or "")
+        packages = itertools.accumulate(home.split("."), "{}.{}".format)
+        spaces += [sys.modules[package] for package in packages if package in sys.modules]
     forbidden = {id(function): function for function in functions}
     places = [
         (space, name, forbidden[id(value)])

@@ -181,14 +181,16 @@ class Recorder:
             self._remember(tuple(kwargs.values()))
         if self._detail:
             return self._record(self._label, self._implementation, args, kwargs)
-        return self._watch.around(self._implementation, args, kwargs)
+        if self._watch.per_call:
+            return self._watch.around(self._implementation, args, kwargs)
+        return self._implementation(*args, **kwargs)
 
     def apply(self, *args: Any) -> Any:
         """`implementation.apply(*args)`, recorded."""
         self._remember(args)
         if self._detail:
             return self._record(f"{self._label}.apply", self._implementation.apply, args, {})
-        return self._watch.around(self._implementation.apply, args, {})
+        return self._implementation.apply(*args)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._implementation, name)

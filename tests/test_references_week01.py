@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -46,10 +47,12 @@ def test_storage_index_finds_each_element_of_many_views_in_the_storage():
         for index in itertools.product(*(range(-size, size) for size in view.shape)):
             found = storage_index(tuple(view.shape), view.stride(), view.storage_offset(), index)
             assert type(found) is int and found == view[index].item()
-        if view.ndim:
-            beyond = (view.shape[0], *(0 for _ in view.shape[1:]))
-            with pytest.raises(IndexError):
-                storage_index(tuple(view.shape), view.stride(), view.storage_offset(), beyond)
+        for dim, size in enumerate(view.shape):
+            for entry in (size, -size - 1):
+                beyond = [0] * view.ndim
+                beyond[dim] = entry
+                with pytest.raises(IndexError):
+                    storage_index(tuple(view.shape), view.stride(), view.storage_offset(), tuple(beyond))
         with pytest.raises(IndexError):
             storage_index(tuple(view.shape), view.stride(), view.storage_offset(), (0,) * (view.ndim + 1))
 
@@ -81,7 +84,7 @@ def test_shares_storage_agrees_with_writing_to_every_byte():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("shape", [(2, 3, 1), (4, 4, 3), (2, 5, 3, 6), (0, 2, 3, 3), (3, 2, 2, 1)])
+@pytest.mark.parametrize("shape", [(2, 3, 1), (4, 4, 3), (2, 5, 3, 6), (0, 2, 3, 3), (1, 2, 4, 3), (3, 2, 2, 1)])
 def test_hwc_to_chw_moves_each_pixel(shape, dtype):
     """Element by element, on the plain and on a strided input."""
     base = (normal(*shape) * 40 + 100).clamp(0, 255).to(dtype)
@@ -126,6 +129,22 @@ def test_standardize_rows_agrees_with_layer_norm(shape, dtype, eps):
     upstream = normal(*shape, dtype=dtype, seed=1)
     grads = [torch.autograd.grad(result, x, upstream)[0] for result in (mine, theirs)]
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
+
+
+def test_standardize_rows_stays_accurate_around_1000():
+    """Against float64, for float32 rows that vary by about 1."""
+    x = normal(50, 7) + 1000
+    exact = F.layer_norm(x.double(), (7,))
+    torch.testing.assert_close(reference("standardize_rows")(x).double(), exact, rtol=1e-3, atol=1e-3)
+
+
+def test_pairwise_sq_distances_stays_accurate_around_a_million_in_float64():
+    """Against Python's exact fractions."""
+    x, y = (normal(4, 3, dtype=torch.float64, seed=seed) + 1e6 for seed in (0, 1))
+    result = reference("pairwise_sq_distances")(x, y)
+    for i, j in itertools.product(range(4), range(4)):
+        exact = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(x[i].tolist(), y[j].tolist(), strict=True))
+        assert result[i, j].item() == pytest.approx(float(exact), rel=1e-6)
 
 
 def test_standardize_rows_computes_integers_in_float32():

@@ -96,6 +96,15 @@ def test_gradient_history_is_what_backward_would_have_written():
     assert reference("gradient_history")(loss_fn, params, []) == ([], [])
 
 
+def test_gradient_history_keeps_loss_and_gradient_of_a_random_loss_together():
+    """For w · r with a random r, the gradient is r and the loss w · r, so one tells the other."""
+    w = torch.tensor([2.0, -3.0], requires_grad=True)
+    source = generator(6)
+    losses, history = reference("gradient_history")(lambda p, b: w @ torch.rand(2, generator=source), [w], range(3))
+    for loss, (gradient,) in zip(losses, history, strict=True):
+        assert loss == pytest.approx((w.detach() @ gradient).item())
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("same_network", [False, True])
 def test_bootstrap_loss_treats_its_goal_like_numbers(rows, same_network):

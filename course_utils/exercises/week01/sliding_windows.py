@@ -24,9 +24,8 @@ def sliding_windows(x: torch.Tensor, size: int, step: int = 1) -> torch.Tensor:
     x: (..., T), of any strides and storage offset. Return a tensor of shape (..., n, size) with
     n = (T - size) // step + 1; window w starts at element w * step.
 
-    No data is copied: the result is a view on x's own storage and overlaps itself when
-    step < size. Raise
-    ValueError unless 1 <= size <= T and step >= 1. Do without unfold and sliding_window_view.
+    No data is copied: the result is a view on x's own storage and overlaps itself when step < size.
+    Raise ValueError unless 1 <= size <= T and step >= 1. Do without unfold and sliding_window_view.
     """
     length, stride = x.shape[-1], x.stride(-1)
     if not 1 <= size <= length or step < 1:

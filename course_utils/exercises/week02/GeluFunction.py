@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from course_utils.cases import attempt, gradients
 from course_utils.exercise import exercise
+from course_utils.exercises.week02._function_calls import two_calls
 
 
 @exercise(
@@ -21,7 +22,11 @@ class GeluFunction(torch.autograd.Function):
     at hand. x is float32 or float64 and of any shape; the result has its shape and dtype.
 
     Backward is exact for any grad_output and can be differentiated once more: with
-    create_graph=True the second derivative is right as well. Neither x nor grad_output is modified.
+    create_graph=True the second derivative is right as well.
+
+    Calls share nothing: several may run before the first backward. When x is edited in place after
+    forward, backward is right or raises, and never goes by the new values. Neither x nor
+    grad_output is modified.
     """
 
     @staticmethod
@@ -59,7 +64,7 @@ def float32_on_both_sides(implementation, draw):
     return {"value": y, "gradient": found, "grad_output afterwards": upstream}
 
 
-@GeluFunction.case(tolerance=(1e-10, 1e-12))
+@GeluFunction.case(tolerance=(1e-12, 1e-13))
 def float64_and_a_transposed_input(implementation, draw):
     rows = draw.whole(2, 4)
     scale = draw.uniform(rows, 1, low=0.95, high=1, dtype=torch.float64)
@@ -75,6 +80,11 @@ def second_derivative_of_a_weighted_sum_of_squares(implementation, draw):
     x = (2 * x).requires_grad_()
     y = implementation.apply(x)
     return second((y * y * inner).sum(), x, outer)
+
+
+@GeluFunction.case
+def two_calls_before_one_backward(implementation, draw):
+    return two_calls(implementation.apply, *draw.normal(3, 2))
 
 
 @GeluFunction.case
@@ -293,6 +303,60 @@ class computes_in_float32(Saves):
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return (x * distribution(x)).float().to(x.dtype)
+
+
+@GeluFunction.misconception(
+    "What backward needs lies outside of ctx, on the class or in a global, so a second forward "
+    "overwrites it before the first backward has run. Keep it on the ctx of the call."
+)
+class state_outside_ctx(Saves):
+    latest = None
+
+    @staticmethod
+    def forward(ctx, x):
+        state_outside_ctx.latest = x.detach().clone()
+        return x * distribution(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x = state_outside_ctx.latest
+        return grad_output * (distribution(x) + x * density(x))
+
+
+@GeluFunction.misconception(
+    "x hangs on ctx as a plain attribute. When somebody edits it in place before backward, nobody "
+    "notices and the gradient is silently wrong. Tensors from forward belong where their version is"
+    " checked."
+)
+class x_as_a_plain_attribute(Saves):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return x * distribution(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x = ctx.x
+        return grad_output * (distribution(x) + x * density(x))
+
+
+@GeluFunction.misconception(
+    "Your forward is the tanh approximation, off by up to 4.7e-4, and your backward belongs to the "
+    "exact function. The exact one is made of erf."
+)
+class tanh_in_forward_only(Saves):
+    @staticmethod
+    def forward(ctx, x):
+        return tanh_approximation.forward(ctx, x)
+
+
+@GeluFunction.misconception(
+    "Your backward is right, but in forward you gave erf the plain x: Phi(x) uses erf(x / √2)."
+)
+class missing_root_two_in_forward(Saves):
+    @staticmethod
+    def forward(ctx, x):
+        return missing_root_two.forward(ctx, x)
 
 
 GeluFunction.hints(

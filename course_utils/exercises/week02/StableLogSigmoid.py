@@ -5,11 +5,18 @@ import torch.nn.functional as F
 
 from course_utils.cases import attempt, gradients
 from course_utils.exercise import exercise
+from course_utils.exercises.week02._function_calls import two_calls
 
 
 @exercise(
     objectives=("autograd.stable_gradients", "autograd.custom_function"),
-    forbids=(F.logsigmoid, F.softplus),
+    forbids=(
+        F.logsigmoid,
+        F.softplus,
+        F.binary_cross_entropy_with_logits,
+        torch.binary_cross_entropy_with_logits,
+        F.soft_margin_loss,
+    ),
 )
 class StableLogSigmoid(torch.autograd.Function):
     """log(1 / (1 + exp(-x))), used as StableLogSigmoid.apply(x).
@@ -18,9 +25,12 @@ class StableLogSigmoid(torch.autograd.Function):
     normal number, also where it is tiny (at large x). x is float32 or float64, of any shape and
     strides; the result has its shape and dtype.
     Backward: grad_output times the exact derivative, with a relative error below 1e-4 wherever the
-    derivative is a normal number. At x = 20 in float32 it is 2.06e-9.
+    derivative is a normal number. At x = 20 in float32 it is 2.06e-9. (A normal number is one that
+    is not so tiny that digits are lost: in float32 above 1.2e-38, in float64 above 2.2e-308.)
 
-    Neither x nor grad_output is modified.
+    Calls share nothing: several may run before the first backward. When x is edited in place after
+    forward, backward is right or raises, and never goes by the new values. Neither x nor
+    grad_output is modified.
     """
 
     @staticmethod
@@ -89,6 +99,11 @@ def a_transposed_input(implementation, draw):
 
 
 @StableLogSigmoid.case
+def two_calls_before_one_backward(implementation, draw):
+    return two_calls(implementation.apply, *draw.normal(3, 2))
+
+
+@StableLogSigmoid.case
 def what_gradcheck_says(implementation, draw):
     x = draw.normal(1, dtype=torch.float64, requires_grad=True)
     return attempt(torch.autograd.gradcheck, implementation.apply, (x,), check_undefined_grad=False)
@@ -144,7 +159,7 @@ class adds_something_small(Saves):
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return torch.log(torch.sigmoid(x) + torch.finfo(x.dtype).tiny)
+        return torch.log(torch.sigmoid(x) + 1e-12)
 
 
 @StableLogSigmoid.misconception(
@@ -286,6 +301,63 @@ class computes_in_float32(Saves):
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return (x.clamp(max=0) - torch.log1p(torch.exp(-x.float().abs()))).to(x.dtype)
+
+
+@StableLogSigmoid.misconception(
+    "What backward needs lies outside of ctx, on the class or in a global, so a second forward "
+    "overwrites it before the first backward has run. Keep it on the ctx of the call."
+)
+class state_outside_ctx(Saves):
+    latest = None
+
+    @staticmethod
+    def forward(ctx, x):
+        state_outside_ctx.latest = x.detach().clone()
+        return Saves.forward(ctx, x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x = state_outside_ctx.latest
+        return grad_output * torch.sigmoid(-x)
+
+
+@StableLogSigmoid.misconception(
+    "x hangs on ctx as a plain attribute. When somebody edits it in place before backward, nobody "
+    "notices and the gradient is silently wrong. Tensors from forward belong where their version is"
+    " checked."
+)
+class x_as_a_plain_attribute(Saves):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return Saves.forward(ctx, x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x = ctx.x
+        return grad_output * torch.sigmoid(-x)
+
+
+@StableLogSigmoid.misconception(
+    "The gradient has the wrong sign. log(sigmoid(x)) rises everywhere, so its derivative is "
+    "positive."
+)
+class derivative_with_wrong_sign(Saves):
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return -grad_output * torch.sigmoid(-x)
+
+
+@StableLogSigmoid.misconception(
+    "Your derivative depends on the size of x alone. That is right on one side of zero; on the "
+    "other it comes out near 0 where it should be near 1."
+)
+class derivative_of_the_size(Saves):
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * torch.sigmoid(-x.abs())
 
 
 StableLogSigmoid.hints(

@@ -4,6 +4,7 @@ import torch
 
 from course_utils.cases import gradients
 from course_utils.exercise import exercise
+from course_utils.exercises.week02._function_calls import two_calls
 
 
 @exercise(objectives=("autograd.surrogate_gradients", "autograd.custom_function"))
@@ -15,7 +16,9 @@ class StraightThroughSign(torch.autograd.Function):
     Backward: grad_output where |x| <= 1 (both ends included), exactly 0 elsewhere. grad_output is
     finite and has the shape of x.
 
-    Neither x nor grad_output is modified.
+    Calls share nothing: several may run before the first backward. When x is edited in place after
+    forward, backward is right or raises, and never goes by the new values. Neither x nor
+    grad_output is modified.
     """
 
     @staticmethod
@@ -66,6 +69,12 @@ def a_transposed_input(implementation, draw):
     rows, columns, depth = draw.sizes(3, high=4)
     x = draw.normal(rows, columns, depth).permute(2, 0, 1).requires_grad_()
     return forth_and_back(implementation, x, 3 * draw.normal(columns, depth, rows).permute(1, 2, 0))
+
+
+@StraightThroughSign.case
+def two_calls_before_one_backward(implementation, draw):
+    inside, outside = draw.uniform(3, low=-1, high=1), draw.uniform(3, low=1.1, high=2)
+    return two_calls(implementation.apply, inside, outside, draw.normal(3))
 
 
 @StraightThroughSign.case
@@ -253,6 +262,41 @@ class edits_x(Saves):
         result = signs(x)
         x.copy_(result)
         return result
+
+
+@StraightThroughSign.misconception(
+    "What backward needs lies outside of ctx, on the class or in a global, so a second forward "
+    "overwrites it before the first backward has run. Keep it on the ctx of the call."
+)
+class state_outside_ctx(Saves):
+    latest = None
+
+    @staticmethod
+    def forward(ctx, x):
+        state_outside_ctx.latest = x.detach().clone()
+        return signs(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x = state_outside_ctx.latest
+        return grad_output * (x.abs() <= 1)
+
+
+@StraightThroughSign.misconception(
+    "x hangs on ctx as a plain attribute. When somebody edits it in place before backward, nobody "
+    "notices and the gradient is silently wrong. Tensors from forward belong where their version is"
+    " checked."
+)
+class x_as_a_plain_attribute(Saves):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.x = x
+        return signs(x)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x = ctx.x
+        return grad_output * (x.abs() <= 1)
 
 
 StraightThroughSign.hints(

@@ -141,7 +141,7 @@ def wrong_side_detached(value_net, target_net, states, next_states, rewards, dis
 
 @bootstrap_loss.misconception(
     "The number is right and no parameter has a path to it: either both halves were cut, or the "
-    "loss was made anew out of a number. Switching requires_grad on afterwards brings no graph back."
+    "loss was made anew out of a number. Switching requires_grad on later brings no graph back."
 )
 def both_detached(value_net, target_net, states, next_states, rewards, discount):
     prediction, goal = pieces(value_net, target_net, states, next_states, rewards, discount)

@@ -15,8 +15,8 @@ def gradient_history(
     """Loss and gradients of each batch on its own, all at the current parameters.
 
     `params` are leaves that require grad. `loss_fn(params, batch)` returns a scalar tensor that
-    depends on at least one of them; it may draw random numbers, so loss and gradient of a batch must
-    come from one and the same call. `batches` can be anything a for loop takes.
+    depends on at least one of them. It may draw random numbers, so loss and gradient of a batch
+    must come from one and the same call. `batches` can be anything a for loop takes.
 
     Return (losses, history). losses[i] is the loss of batch i as a Python float. history[i][j] is
     the gradient of that loss for params[j]: in memory of its own that no other entry and no .grad
@@ -224,9 +224,9 @@ def two_forward_passes(loss_fn, params, batches):
 
 
 @gradient_history.misconception(
-    "You cloned .grad, so the entries are apart. But each is a running sum: backward adds to what is"
-    " there, also to what was waiting before the call. And .grad is left filled, or is still None "
-    "where the loss does not use a parameter."
+    "You cloned .grad, so the entries are apart. But each is a running sum: backward adds to what "
+    "is there, also to what was waiting before the call. And .grad is left filled, or is None where"
+    " the loss does not use a parameter."
 )
 def clones_the_running_sum(loss_fn, params, batches):
     losses, history = [], []
@@ -254,8 +254,8 @@ def zeroes_what_may_be_none(loss_fn, params, batches):
 
 
 @gradient_history.misconception(
-    "You emptied .grad after each batch. What the caller had waiting there went into your first "
-    "entry and is lost, and for a parameter that the loss does not use you stored None."
+    "You emptied .grad after each batch. What the caller had waiting there was added to your first "
+    "entry, and then it was lost."
 )
 def empties_after_each_batch(loss_fn, params, batches):
     losses, history = [], []
@@ -263,7 +263,7 @@ def empties_after_each_batch(loss_fn, params, batches):
         loss = loss_fn(params, batch)
         loss.backward()
         losses.append(loss.item())
-        history.append([p.grad for p in params])
+        history.append([torch.zeros_like(p.detach()) if p.grad is None else p.grad for p in params])
         for p in params:
             p.grad = None
     return losses, history
@@ -291,8 +291,8 @@ def overwrites_what_was_waiting(loss_fn, params, batches):
 
 
 @gradient_history.misconception(
-    "The zeros for unused parameters are one tensor, reused in several entries. Writing into one of "
-    "these would change the others; make new zeros each time."
+    "The zeros for unused parameters are one tensor, reused in several entries. Writing into one "
+    "of these would change the others; make new zeros each time."
 )
 def shares_the_zeros(loss_fn, params, batches):
     zeros = [torch.zeros_like(p.detach()) for p in params]

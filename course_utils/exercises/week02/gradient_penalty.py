@@ -15,7 +15,7 @@ def gradient_penalty(f: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor)
     `f` treats rows independently and maps (N, D), with N >= 1, to (N,) or (N, 1). `x` may be plain
     data, may require grad, and may be the result of other operations. Return a scalar.
 
-    The flag and the .grad of `x` and the .grad of the parameters stay untouched, and the penalty
+    requires_grad and .grad of `x` and the .grad of the parameters stay untouched, and the penalty
     has no gradient path to `x`. A row where the slope is zero contributes exactly 1, and a gradient
     of zero (not NaN) to the parameters.
     """
@@ -113,9 +113,9 @@ def slopes_of(f, x, **options):
 
 
 @gradient_penalty.misconception(
-    "The penalty has no graph, so the parameters cannot learn from it. Either the slopes were never "
-    "recorded: without create_graph they are constants, and retain_graph keeps only the graph of the"
-    " forward pass. Or they were recorded and then cut, by detach or under no_grad."
+    "The penalty has no graph, so the parameters cannot learn from it. Either the slopes were "
+    "never recorded: without create_graph they are constants, and retain_graph keeps only the "
+    "graph of the forward pass. Or they were recorded and then cut, by detach or under no_grad."
 )
 def retain_graph(f, x):
     slopes = slopes_of(f, x, create_graph=False, retain_graph=True)
