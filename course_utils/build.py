@@ -110,6 +110,8 @@ def objective_problems(lesson: Lesson) -> Iterator[str]:
     week = lesson.week
     assessed = {objective for question in week.quiz for objective in question.objectives}
     for name in lesson.exercise_names:
+        if not load_exercise(name).hint_texts:
+            yield f'exercises/{week.name}/{name}.py: there are no hints; add {name}.hints("…", "…").'
         objectives = load_exercise(name).objectives
         assessed.update(objectives)
         for objective in sorted(set(objectives) - set(week.objectives)):
@@ -204,6 +206,9 @@ def output_problems(notebook: NotebookNode) -> Iterator[str]:
         place = f"cell “{cell.source.strip().split(chr(10))[0][:50]}”"
         if cell.execution_count is None:
             yield f"{place} was not executed."
+        shown = "\n".join(str(output.get("data", {}).get("text/plain", "")) for output in cell.outputs)
+        if cell.execution_count is not None and cell.id.endswith("-check") and ": passed, " not in shown:
+            yield f"{place}: the solution does not pass with what the notebook's first cell imports. {shown}"
         for output in cell.outputs:
             data = output.get("data", {})
             if output.output_type == "error":

@@ -99,8 +99,9 @@ def _exercise_cells(exercise: Exercise, week: Week, solved: bool) -> Iterator[No
     yield new_markdown_cell(task := _task(exercise, week), id=f"{name}-task", metadata=_made(task))
     yield new_code_cell(answer, id=f"{name}-answer", metadata={"course": {"exercise": name, "stub": digest(stub)}})
     yield new_code_cell(check := f"check({name})", id=f"{name}-check", metadata=_made(check))
+    first = "".join(exercise.hint_texts[:1])
     more = f"For more, run `hint({name})` in a cell of its own; each call shows one more."
-    hint = f"<details>\n<summary>A hint for {name}</summary>\n\n{exercise.hint_texts[0]}\n\n{more}\n\n</details>"
+    hint = f"<details>\n<summary>A hint for {name}</summary>\n\n{first}\n\n{more}\n\n</details>"
     yield new_markdown_cell(hint, id=f"{name}-hint", metadata=_made(hint))
 
 

@@ -11,7 +11,7 @@ import course_utils.build
 from course_utils.build import build, course_root, images_without_alt, output_problems, problems, read_lessons
 from course_utils.cli import main
 from course_utils.errors import CourseError
-from course_utils.exercise import exercise_weeks
+from course_utils.exercise import exercise_weeks, load_exercise
 from course_utils.lesson import read_lesson
 from course_utils.weeks import week_names
 
@@ -25,8 +25,15 @@ def not_executed(monkeypatch):
     def count(notebook, name):
         for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
             cell.execution_count = number
+            pretend_to_pass(cell)
 
     monkeypatch.setattr(course_utils.build, "execute", count)
+
+
+def pretend_to_pass(cell):
+    """Give a check cell the output of a passed check."""
+    if cell.id.endswith("-check"):
+        cell.outputs = [shown(text_plain=f"{cell.id.removesuffix('-check')}: passed, 2 of 2 cases")]
 
 
 def edited(root, old, new, file="lessons/week90_samples.md"):
@@ -230,6 +237,7 @@ def executed(root, *outputs):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.execution_count = 1
+            pretend_to_pass(cell)
     notebook.cells[-1].outputs = list(outputs)
     return notebook
 
@@ -414,3 +422,19 @@ def test_without_any_clone_the_message_says_where_to_go(tmp_path, monkeypatch):
 def test_the_sample_course_hides_the_real_one_only_for_its_test():
     assert "week01" in week_names()
     assert "storage_index" in exercise_weeks()
+
+
+def test_a_solution_that_does_not_pass_in_its_notebook_is_refused(sample_course):
+    """A reference may use a name that its module imports and the notebook does not."""
+    notebook = executed(sample_course)
+    check = next(cell for cell in notebook.cells if cell.id == "double-check")
+    check.outputs = [shown(text_plain="double: error, 0 of 2 cases pass")]
+    (problem,) = output_problems(notebook)
+    assert problem.startswith("cell “check(double)”: the solution does not pass with what the notebook's first cell")
+    assert problem.endswith("double: error, 0 of 2 cases pass")
+
+
+def test_an_exercise_without_hints_is_refused(sample_course, monkeypatch):
+    lesson = read_lesson(sample_course / LESSON_FILE)
+    monkeypatch.setattr(load_exercise("double"), "hint_texts", ())
+    assert 'double.py: there are no hints; add double.hints("…", "…").' in " ".join(problems([lesson]))

@@ -81,7 +81,7 @@ def test_no_two_misconceptions_look_the_same(exercise):
     seen = {m.name: run_cases(exercise, m.implementation, 0) for m in exercise.misconceptions}
     names = list(seen)
     twins = [(a, b) for i, a in enumerate(names) for b in names[:i] if same(exercise, seen[a], seen[b])]
-    assert not twins
+    assert not twins, "these look the same in every case: merge them, or add a case that tells them apart"
 
 
 @each_exercise
@@ -99,7 +99,7 @@ def test_every_case_rejects_some_wrong_answer(exercise):
             )
             if differs:
                 useless.discard(case.name)
-    assert not useless
+    assert not useless, "no misconception fails these cases: add one that does, or drop the case"
 
 
 @each_exercise
@@ -165,8 +165,8 @@ def float_tensors(seen):
 @each_exercise
 def test_texts_exist_and_give_no_code_away(exercise):
     assert inspect.getdoc(exercise.reference), "the docstring is the task"
-    assert len(exercise.hint_texts) >= 2
-    assert len(exercise.misconceptions) >= 5
+    assert len(exercise.hint_texts) >= 2, "at least two hints are needed"
+    assert len(exercise.misconceptions) >= 5, "at least five misconceptions are needed"
     code = {line.strip() for line in solution_source(exercise).split("\n")}
     body = ast.parse(solution_source(exercise)).body[0]
     docstring = {line.strip() for line in (ast.get_docstring(body, clean=False) or "").split("\n")}
