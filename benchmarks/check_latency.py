@@ -20,19 +20,29 @@ from course_utils.draw import Draw
 from course_utils.exercise import Exercise, exercise_weeks, load_exercise
 from course_utils.judge import grade
 
-ROUNDS, REPEATS = 12, 10
+ROUNDS, REPEATS = 30, 5
 IMPORTS = 7
 
 
-def milliseconds(function: Callable[[], object]) -> float:
-    """Processor time per call in the fastest of several rounds: what remains when nothing else disturbs."""
+def seconds(function: Callable[[], object]) -> float:
+    """Processor time of one call, as the mean of a few."""
+    begin = time.process_time()
+    for _ in range(REPEATS):
+        function()
+    return (time.process_time() - begin) / REPEATS
+
+
+def measure(exercise: Exercise) -> tuple[float, float, float]:
+    """Milliseconds of a whole check, of running the cases twice, and of what is between, each a median over rounds.
+
+    The two are timed by turns, so that whatever else the machine does falls on both.
+    """
     rounds = []
     for _ in range(ROUNDS):
-        begin = time.process_time()
-        for _ in range(REPEATS):
-            function()
-        rounds.append((time.process_time() - begin) / REPEATS)
-    return 1000 * min(rounds)
+        whole = seconds(lambda: grade(exercise, exercise.reference, 0))
+        bare = 2 * seconds(lambda: run_bare(exercise))
+        rounds.append((whole, bare, whole - bare))
+    return tuple(1000 * statistics.median(column) for column in zip(*rounds, strict=True))
 
 
 def run_bare(exercise: Exercise) -> None:
@@ -58,11 +68,9 @@ def main() -> None:
     print(f"{'exercise':<24}{'check':>10}{'two runs':>10}{'own':>10}   (milliseconds)")
     owns = []
     for name in exercise_weeks():
-        exercise = load_exercise(name)
-        whole = milliseconds(lambda exercise=exercise: grade(exercise, exercise.reference, 0))
-        bare = 2 * milliseconds(lambda exercise=exercise: run_bare(exercise))
-        owns.append(whole - bare)
-        print(f"{name:<24}{whole:>10.2f}{bare:>10.2f}{owns[-1]:>10.2f}")
+        whole, bare, own = measure(load_exercise(name))
+        owns.append(own)
+        print(f"{name:<24}{whole:>10.2f}{bare:>10.2f}{own:>10.2f}")
     print(f"engine's own time: median {statistics.median(owns):.2f} ms, largest {max(owns):.2f} ms")
 
     torch_alone = import_seconds("import torch")
