@@ -114,7 +114,7 @@ def _task(exercise: Exercise, week: Week) -> str:
     kind = "Bug hunt" if exercise.broken_version else "Exercise"
     lines = [f"### {kind}: `{exercise.name}`", ""]
     abilities = "; ".join(week.objectives.get(o, o).rstrip(".") for o in exercise.objectives)
-    lines.append(f"*You will practice to {abilities}.*")
+    lines.append(f"*Afterwards you can {abilities}.*")
     if exercise.broken_version:
         lines += [
             "",

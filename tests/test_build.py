@@ -59,7 +59,7 @@ def test_a_correct_course_has_no_problems(sample_course):
 def test_the_students_notebook_has_task_stub_check_and_hint(sample_course):
     notebook = read_lesson(sample_course / "lessons" / "week90_samples.md").notebook(solved=False)
     cells = {cell.id: cell for cell in notebook.cells}
-    assert cells["double-task"].source == "### Exercise: `double`\n\n*You will practice to double numbers.*"
+    assert cells["double-task"].source == "### Exercise: `double`\n\n*Afterwards you can double numbers.*"
     assert cells["double-answer"].source.endswith('new tensor."""\n    raise NotImplementedError')
     assert cells["double-check"].source == "check(double)"
     assert "What is three and three?" in cells["double-hint"].source

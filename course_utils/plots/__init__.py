@@ -13,6 +13,16 @@ _HOMES = {
     ),
     "lines": ("curves", "loss_curves"),
     "autograd": ("autograd_graph", "backward_node", "gradient_bars", "gradient_cuts", "versions"),
+    "modules": (
+        "module_tree", "attribute_table", "wirings", "freezing", "call_pipeline", "repeated_predictions",
+    ),
+    "losses": (
+        "reductions", "batch_areas", "signed_table", "cliffs", "minima", "panels", "best_constants",
+    ),
+    "optimizers": (
+        "grad_timeline", "descent_paths", "parameter_groups", "schedules", "clipped_gradients", "range_test",
+        "compare_runs",
+    ),
     "figure": ("Figure",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOMES.values() for name in names)
