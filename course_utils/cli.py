@@ -108,12 +108,12 @@ def build_notebooks(options: argparse.Namespace) -> int:
 def grade_submissions(options: argparse.Namespace) -> int:
     """`course grade`."""
     from course_utils.classroom import Row, grade_class, write_json
-    from course_utils.run import device_under_test
+    from course_utils.run import course_device
 
     if not options.json.resolve().parent.is_dir():
         raise CourseError(f"{options.json}: the folder for the results does not exist.")
     rows: list[Row] = []
-    device = options.device or device_under_test()
+    device = options.device or course_device()
     try:
         for graded in grade_class(options.paths, device=device, jobs=options.jobs, seconds=options.timeout):
             rows += graded

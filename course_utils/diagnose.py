@@ -13,7 +13,7 @@ from course_utils.run import CaseRun, Undisturbed
 
 @dataclass
 class Mismatch:
-    """A case in which the answer differs from the reference, and where."""
+    """A case in which the answer differs from the reference: in what it saw, in what the answer left changed."""
 
     case: Case
     run: CaseRun
@@ -40,13 +40,13 @@ def find_mismatches(exercise: Exercise, runs: Sequence[CaseRun], reference: Sequ
 def _differences(
     run: CaseRun, right: CaseRun, tolerance: tuple[float, float] | None
 ) -> tuple[Difference | None, Difference | None]:
-    """The first difference in what was observed (an exception counts), and in the arguments afterwards."""
+    """The first difference in what was observed (an exception counts), and in what was left: arguments, settings."""
     if run.raised or right.raised:
         return difference(run.raised, right.raised), None
-    return (
-        difference(run.observation, right.observation, tolerance),
-        difference(run.arguments, right.arguments, right.argument_tolerance or tolerance),
-    )
+    changed = difference(run.arguments, right.arguments, right.argument_tolerance or tolerance)
+    if changed is None and run.left != right.left:
+        changed = Difference("", "settings", *("; ".join(left) or "as it was" for left in (run.left, right.left)))
+    return difference(run.observation, right.observation, tolerance), changed
 
 
 class Diagnosis(NamedTuple):

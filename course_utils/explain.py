@@ -136,6 +136,11 @@ def _size(seen: Any) -> int:
 
 def _general_reason(mismatch: Mismatch, calls: tuple[Call, Call] | None) -> str:
     """A sentence about a mistake that any exercise can meet, or nothing."""
+    if _only_settings_differ(mismatch):
+        return (
+            "Your answer leaves a setting of torch other than it found it, and all code that runs later meets it. "
+            "A `with` block puts a setting back, whatever happens inside."
+        )
     if calls is None:
         found = mismatch.observed
         return _reason_for(found) if found and not mismatch.run.raised else ""
@@ -153,6 +158,11 @@ def _general_reason(mismatch: Mismatch, calls: tuple[Call, Call] | None) -> str:
         return f"The task asks for {_kind(expected)}; {_kind(got)} came back."
     found = _result_difference(mismatch, *calls)
     return _reason_for(found) if found else ""
+
+
+def _only_settings_differ(mismatch: Mismatch) -> bool:
+    changed = mismatch.changed
+    return mismatch.observed is None and changed is not None and changed.aspect == "settings"
 
 
 def _kind(seen: Any) -> str:
@@ -198,6 +208,8 @@ def _facts(exercise: Exercise, mismatch: Mismatch, calls: tuple[Call, Call] | No
     if run.raised and run.lines:
         return [*lines, *run.lines, short(run.raised, 300)]
     found = mismatch.observed or mismatch.changed
+    if _only_settings_differ(mismatch):
+        return [*lines, f"afterwards: {found.got}", f"expected:   {found.expected}"]
     if mismatch.right.raised or run.raised:
         expected = short(mismatch.right.raised) if mismatch.right.raised else "no error"
         return [*lines, f"came back: {found.got}", f"expected:  {expected}"]

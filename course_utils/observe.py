@@ -255,11 +255,7 @@ def alike(mine: Any, right: Any) -> bool:
     if kind in (list, tuple, torch.Size):
         return len(mine) == len(right) and all(map(alike, mine, right))
     if kind is dict:
-        return (
-            list(map(type, mine)) == [str] * len(right)
-            and mine.keys() == right.keys()
-            and all(alike(mine[key], item) for key, item in right.items())
-        )
+        return len(mine) == len(right) and (not right or _alike_dicts(mine, right))
     if kind is np.ndarray:
         same_form = mine.dtype == right.dtype and mine.shape == right.shape and not right.dtype.hasobject
         return same_form and mine.tobytes() == right.tobytes()
@@ -273,31 +269,41 @@ def _alike_tensors(mine: torch.Tensor, right: torch.Tensor) -> bool:
         mine.dtype is right.dtype
         and mine.requires_grad is right.requires_grad
         and mine.layout is right.layout is torch.strided
-        and mine.device == right.device
-        and mine.shape == right.shape
-        and (right.is_meta or torch.equal(mine, right) or _alike_but_for_nan(mine, right))
+        and ((mine.is_cpu and right.is_cpu) or mine.device == right.device)
+        and (mine.shape == right.shape if right.is_meta else mine.equal(right) or _alike_but_for_nan(mine, right))
     )
 
 
 def _alike_but_for_nan(mine: torch.Tensor, right: torch.Tensor) -> bool:
     return (
-        right.is_floating_point()
+        mine.shape == right.shape
+        and right.is_floating_point()
         and right.dtype.itemsize > 1  # torch does no arithmetic in float8
         and torch.equal(*(t.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf) for t in (mine, right)))
         and torch.equal(mine.isnan(), right.isnan())
     )
 
 
+def _alike_dicts(mine: dict[Any, Any], right: dict[Any, Any]) -> bool:
+    return (
+        list(map(type, mine)) == [str] * len(right)
+        and mine.keys() == right.keys()
+        and all(alike(mine[key], item) for key, item in right.items())
+    )
+
+
 def _alike_modules(mine: nn.Module, right: nn.Module) -> bool:
     mine_state, right_state = vars(mine), vars(right)
+    if mine_state.keys() != right_state.keys() or mine_state["training"] is not right_state["training"]:
+        return False
+    parameters = right_state["_parameters"]
     return (
-        mine_state.keys() == right_state.keys()
-        and mine_state["training"] is right_state["training"]
-        and alike(mine_state["_parameters"], right_state["_parameters"])
+        alike(mine_state["_parameters"], parameters)
         and alike(mine_state["_buffers"], right_state["_buffers"])
-        and alike(
-            [p.grad for p in mine_state["_parameters"].values() if p is not None],
-            [p.grad for p in right_state["_parameters"].values() if p is not None],
+        and all(
+            alike(mine_state["_parameters"][name].grad, parameter.grad)
+            for name, parameter in parameters.items()
+            if parameter is not None
         )
         and alike(mine_state["_modules"], right_state["_modules"])
     )

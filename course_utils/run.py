@@ -62,7 +62,7 @@ class CaseRun:
     observation: what the case returned, None when it did not come to that. arguments: the mutable arguments after the
     case. raised: the exception that ended the case; `lines` its traceback inside the answer, empty when the answer's
     own code was not in it. stopped: "" or "timed out". forbidden: name of a forbidden function that was called.
-    calls: filled only when asked for.
+    left: sentences on settings of torch that were not put back. calls: filled only when asked for.
     """
 
     case: str
@@ -72,6 +72,7 @@ class CaseRun:
     lines: tuple[str, ...] = ()
     stopped: str = ""
     forbidden: str = ""
+    left: tuple[str, ...] = ()
     output: str = ""
     calls: tuple[Call, ...] = ()
 
@@ -83,7 +84,7 @@ class CaseRun:
         return exact if kept else None
 
 
-def device_under_test() -> str:
+def course_device() -> str:
     """ "cpu" or "cuda": what COURSE_DEVICE says, else cuda where there is one.
 
     Raises CourseError for another word, and when cuda is asked for and absent.
@@ -305,6 +306,7 @@ class Undisturbed:
             for case, draw in self._cases(exercise):
                 recorder = Recorder(implementation, exercise.name, watch, detail)
                 run = _run_case(case, recorder, draw, self.clock)
+                run.left = tuple(_left_changed())
                 run.output, run.forbidden = self.output.take(), watch.called[0] if watch.called else ""
                 watch.called.clear()
                 runs.append(run)
@@ -327,11 +329,14 @@ class Undisturbed:
         )
 
     def _live(self, exercise: Exercise, implementation: Any, refuse: bool) -> list[Any] | None:
-        """Each case's result with the arguments as they are afterwards; None when an error ended a case."""
+        """Each case's result with the arguments as they are afterwards.
+
+        None when an error ended a case, or when a setting was left changed, which may have changed the cases after it.
+        """
         results = []
         try:
             with self._watch(exercise, implementation, refuse, thorough=False) as watch:
-                for case, draw in self._cases(exercise, trusted=implementation is exercise.reference):
+                for case, draw in self._cases(exercise, settle_each=False):
                     recorder = Recorder(implementation, exercise.name, watch)
                     self.clock.armed = True
                     seen = case.function(recorder, draw)
@@ -343,15 +348,15 @@ class Undisturbed:
             return None
         finally:
             self.clock.armed = False
-        return None if watch.called else results
+        return None if watch.called or any(_left_changed()) else results
 
     def _watch(self, exercise: Exercise, implementation: Any, refuse: bool, *, thorough: bool) -> Watch:
         return Watch(exercise.forbids if refuse else (), exercise.is_class, implementation, thorough=thorough)
 
-    def _cases(self, exercise: Exercise, *, trusted: bool = False) -> Iterator[tuple[Case, Draw]]:
-        """The cases, each with its draw and with the same conditions, while the clock runs.
+    def _cases(self, exercise: Exercise, *, settle_each: bool = True) -> Iterator[tuple[Case, Draw]]:
+        """The cases, each with its draw and its own seed, while the clock runs.
 
-        trusted: the implementation leaves the conditions alone, so that once is enough.
+        settle_each: put the conditions back before every case, and not before the first alone.
         """
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
@@ -359,7 +364,7 @@ class Undisturbed:
         self.clock.start()
         try:
             for case in exercise.cases:
-                if not trusted:
+                if settle_each:
                     self._set_conditions()
                 self._seed_torch()
                 draw = Draw(self.seed, case.name, self.device)
@@ -395,6 +400,24 @@ def _settle(grad: bool, dtype: torch.dtype, device: torch.device | str, flags: t
     if _determinism() != flags:
         torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags[2:]
+
+
+def _left_changed() -> Iterator[str]:
+    """A sentence on each condition of a case that is not as it was set."""
+    if not torch.is_grad_enabled():
+        yield "gradient recording is off"
+    probe = torch.empty(0)
+    if probe.dtype is not torch.float32:
+        yield f"the default dtype is {probe.dtype}"
+    if not probe.is_cpu:
+        yield f"the default device is {probe.device.type}"
+    deterministic, warn_only, cudnn, benchmark = _determinism()
+    if deterministic or warn_only:
+        yield "torch.use_deterministic_algorithms is on"
+    if cudnn:
+        yield "torch.backends.cudnn.deterministic is True"
+    if benchmark:
+        yield "torch.backends.cudnn.benchmark is True"
 
 
 def _determinism() -> tuple[bool, bool, bool, bool]:

@@ -15,7 +15,7 @@ from course_utils.errors import CourseError
 from course_utils.exercise import Exercise, UnknownExercise, exercise_weeks, load_exercise
 from course_utils.feedback import Part, show, show_object
 from course_utils.judge import ERROR, NOT_ATTEMPTED, PASSED, Verdict, grade
-from course_utils.run import course_seed, device_under_test
+from course_utils.run import course_device, course_seed
 from course_utils.source import solution_source
 from course_utils.standing import Progress
 from course_utils.weeks import load_week
@@ -64,7 +64,7 @@ def _verdict(answer: Any, names: Mapping[str, Any]) -> Verdict:
     problem = problem_with(exercise, answer)
     if problem:
         return _explained(name, ERROR, problem)
-    return grade(exercise, answer, next_seed(name), device_under_test())
+    return grade(exercise, answer, next_seed(name), course_device())
 
 
 def next_seed(name: str) -> int:
@@ -192,7 +192,7 @@ def passing(answer: Answer) -> Answer:
     """
     exercise = load_exercise(_name_of(answer))
     problem = problem_with(exercise, answer)
-    if not problem and grade(exercise, answer, next_seed(exercise.name), device_under_test()).outcome == PASSED:
+    if not problem and grade(exercise, answer, next_seed(exercise.name), course_device()).outcome == PASSED:
         return answer
     print(f"{exercise.name} does not pass its check yet; the course's own version stands in for it here.")
     return exercise.reference

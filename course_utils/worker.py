@@ -63,7 +63,7 @@ def _limit(seconds: float, device: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
 
 
-_PLAIN = ("case", "lines", "stopped", "forbidden", "output")
+_PLAIN = ("case", "lines", "stopped", "forbidden", "left", "output")
 _SEEN = ("observation", "arguments", "raised")
 
 
@@ -95,6 +95,7 @@ def decode_run(data: dict[str, Any]) -> CaseRun:
         lines=tuple(map(str, data["lines"])),
         stopped=str(data["stopped"]),
         forbidden=str(data["forbidden"]),
+        left=tuple(map(str, data["left"])),
         output=str(data["output"]),
         calls=calls,
         **{name: decode(data[name]) for name in _SEEN},

@@ -9,11 +9,11 @@ import torch
 from course_utils.exercise import exercise_weeks, load_exercise
 from course_utils.judge import FAILED, NOT_ATTEMPTED, PASSED, diagnose, grade
 from course_utils.observe import TOLERANCES, SeenItems, SeenTensor, difference
-from course_utils.run import Undisturbed, device_under_test, run_cases
+from course_utils.run import Undisturbed, course_device, run_cases
 from course_utils.source import solution_source, stub_source
 from course_utils.weeks import load_week
 
-DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and device_under_test() == "cuda" else ["cpu"]
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and course_device() == "cuda" else ["cpu"]
 SEEDS = range(4)
 MANY_SEEDS = range(12)
 

@@ -281,6 +281,31 @@ def test_a_right_result_does_not_excuse_a_forbidden_call_that_was_caught():
     assert "it calls softmax, which this exercise asks you to do without" in verdict.message
 
 
+@pytest.mark.parametrize(
+    ("leave", "words"),
+    [
+        (lambda: torch.set_grad_enabled(False), "gradient recording is off"),
+        (lambda: torch.set_default_dtype(torch.float64), "the default dtype is torch.float64"),
+        (lambda: torch.set_default_device("meta"), "the default device is meta"),
+        (
+            lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+            "torch.use_deterministic_algorithms is on",
+        ),
+    ],
+)
+def test_a_right_result_does_not_excuse_a_setting_left_changed(leave, words):
+    def answer(values):
+        powers = values.exp()
+        shares = powers / powers.sum()
+        leave()
+        return shares
+
+    verdict = grade(shares, answer, 0)
+    assert verdict.outcome == FAILED
+    assert "leaves a setting of torch other than it found it" in verdict.message
+    assert f"afterwards: {words}\n    expected:   as it was" in verdict.message
+
+
 # --- diagnosis ----------------------------------------------------------------------------------------------------
 
 

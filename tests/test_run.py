@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from course_utils.errors import CourseError
 from course_utils.exercise import exercise
-from course_utils.run import KEPT_OUTPUT, SECONDS, Undisturbed, course_seed, device_under_test, run_cases
+from course_utils.run import KEPT_OUTPUT, SECONDS, Undisturbed, course_device, course_seed, run_cases
 
 needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this platform")
 
@@ -574,27 +574,27 @@ def test_the_stand_ins_are_undone_after_an_answer_that_was_stopped():
 @pytest.mark.parametrize(("text", "device"), [("cpu", "cpu"), (" CPU ", "cpu")])
 def test_course_device_chooses_the_device(monkeypatch, text, device):
     monkeypatch.setenv("COURSE_DEVICE", text)
-    assert device_under_test() == device
+    assert course_device() == device
 
 
 def test_an_unknown_course_device_is_refused(monkeypatch):
     monkeypatch.setenv("COURSE_DEVICE", "tpu")
     with pytest.raises(CourseError, match="COURSE_DEVICE is 'tpu'; it can be cpu or cuda"):
-        device_under_test()
+        course_device()
 
 
 def test_cuda_without_a_device_is_refused(monkeypatch):
     monkeypatch.setenv("COURSE_DEVICE", "cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(CourseError, match="COURSE_DEVICE is cuda, but torch sees no CUDA device"):
-        device_under_test()
+        course_device()
 
 
 def test_without_course_device_cuda_is_taken_where_there_is_one(monkeypatch):
     monkeypatch.delenv("COURSE_DEVICE", raising=False)
     for available, device in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
-        assert device_under_test() == device
+        assert course_device() == device
 
 
 @pytest.mark.parametrize(("text", "seed"), [("", 0), ("7", 7), (" 12 ", 12)])
