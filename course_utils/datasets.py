@@ -30,8 +30,9 @@ def digits_split(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """The digits as ((images, labels) to train on, (images, labels) held out), both in shuffled order.
 
-    Of every class the same share is held out, rounded to whole images. The same seed gives the same split on every
-    device. Raises ValueError unless 0 < held_out < 1.
+    Of every class the same share is held out, rounded to whole images: the first of each class in the shuffled order.
+    The first images left to train on are therefore of few classes, so shuffle again before taking a slice of them.
+    The same seed gives the same split on every device. Raises ValueError unless 0 < held_out < 1.
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out is a share between 0 and 1, not {held_out}.")

@@ -5,7 +5,7 @@ Nothing here calls a method that an answer's own class could have changed, excep
 
 from __future__ import annotations
 
-import base64
+import binascii
 import dataclasses
 import math
 import re
@@ -485,7 +485,7 @@ def encode(seen: Any) -> Any:
     kind = type(seen)
     if kind is SeenTensor:
         raw = b"" if seen.device == "meta" else _raw_bytes(seen.values)
-        data = [base64.b64encode(raw).decode(), str(seen.values.dtype).removeprefix("torch.")]
+        data = [binascii.b2a_base64(raw, newline=False).decode(), str(seen.values.dtype).removeprefix("torch.")]
         return ["tensor", seen.kind, data, list(seen.shape), *seen[3:]]
     if kind is SeenItems:
         keys = None if seen.keys is None else list(seen.keys)
@@ -529,11 +529,13 @@ def decode(data: Any) -> Any:
     raise ValueError("not an observation")
 
 
+_DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+
+
 def _decode_values(raw: str, dtype: str, shape: list[int]) -> torch.Tensor:
-    known = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
-    data = bytearray(base64.b64decode(raw))
+    data = bytearray(binascii.a2b_base64(raw))
     try:
-        flat = torch.frombuffer(data, dtype=known[dtype]) if data else torch.empty(0, dtype=known[dtype])
+        flat = torch.frombuffer(data, dtype=_DTYPES[dtype]) if data else torch.empty(0, dtype=_DTYPES[dtype])
         return flat.reshape(shape)
     except RuntimeError as error:
         raise ValueError(f"not an observation: {error}") from error

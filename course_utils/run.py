@@ -245,8 +245,8 @@ def _is_mutable(kind: type) -> bool:
 class Undisturbed:
     """A process in which answers may run: what they change is put back at the end, what they print is kept.
 
-    Conditions before each case: grad mode on, float32 and the CPU as defaults, nothing deterministic forced, warnings
-    ignored, torch's generator seeded; before each run of all cases also Python's and NumPy's generators.
+    Conditions before each case: grad mode on, autocast off, float32 and the CPU as defaults, nothing deterministic
+    forced, warnings ignored, torch's generator seeded; before each run of all cases also Python's and NumPy's.
     seconds: how long one run of all cases may take, where the platform has interval timers.
     """
 
@@ -400,6 +400,9 @@ def _settle(grad: bool, dtype: torch.dtype, device: torch.device | str, flags: t
     if _determinism() != flags:
         torch.use_deterministic_algorithms(flags[0], warn_only=flags[1])
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = flags[2:]
+    for device_type in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device_type):
+            torch.set_autocast_enabled(device_type, False)
 
 
 def _left_changed() -> Iterator[str]:
@@ -411,6 +414,9 @@ def _left_changed() -> Iterator[str]:
         yield f"the default dtype is {probe.dtype}"
     if not probe.is_cpu:
         yield f"the default device is {probe.device.type}"
+    for device_type in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(device_type):
+            yield f"autocast is on for {device_type}"
     deterministic, warn_only, cudnn, benchmark = _determinism()
     if deterministic or warn_only:
         yield "torch.use_deterministic_algorithms is on"

@@ -44,14 +44,15 @@ def stub_source(exercise: Exercise) -> str:
 
 def is_untouched(exercise: Exercise, answer: Any) -> bool:
     """Whether the answer's compiled code is that of the stub; layout, comments and docstring do not matter."""
-    stub = _compiled_stub(exercise)
+    stub = compiled_stub(exercise)
     if isinstance(answer, type) != isinstance(stub, type):
         return False
     return _codes(stub) == _codes(answer)
 
 
 @cache
-def _compiled_stub(exercise: Exercise) -> Any:
+def compiled_stub(exercise: Exercise) -> Any:
+    """The stub as a function or class, with the names of the exercise's module."""
     namespace = dict(inspect.getmodule(exercise.reference).__dict__)
     exec(stub_source(exercise), namespace)
     return namespace[exercise.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import linecache
 import re
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from course_utils.errors import CourseError
+from course_utils.integrity import PLACE
+from course_utils.run import Clock
 
 LARGEST_BYTES = 100 * 2**20
 
@@ -39,9 +42,6 @@ def read_cells(path: Path) -> list[Cell]:
 
     Raises CourseError when the file is missing, too large, no notebook, or not UTF-8.
     """
-    import jupytext  # slow to import, and the process that runs answers does without
-    import nbformat
-
     if not path.is_file():
         raise CourseError(f"{path.name}: there is no such file.")
     if path.stat().st_size > LARGEST_BYTES:
@@ -50,16 +50,31 @@ def read_cells(path: Path) -> list[Cell]:
         )
     try:
         text = path.read_text(encoding="utf-8")
-        notebook = (
-            nbformat.reads(text, as_version=4) if path.suffix == ".ipynb" else jupytext.reads(text, fmt="py:percent")
-        )
-        sources = ["".join(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+        sources = _notebook_cells(text) if path.suffix == ".ipynb" else _script_cells(text)
     except UnicodeDecodeError as error:
         raise CourseError(f"{path.name} is not UTF-8 text (byte {error.start}).") from error
     except Exception as error:
         kind = "notebook" if path.suffix == ".ipynb" else "script"
         raise CourseError(f"{path.name} cannot be read as a {kind}: it may be cut off or empty.") from error
     return [Cell(number, python_only(source)) for number, source in enumerate(sources, start=1)]
+
+
+def _notebook_cells(text: str) -> list[str]:
+    """The sources of the code cells. Read as JSON: nbformat's validation takes as long as grading."""
+    notebook = json.loads(text)
+    if notebook.get("nbformat") != 4:
+        import nbformat  # slow to import
+
+        notebook = nbformat.reads(text, as_version=4)
+    sources = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return [source if isinstance(source, str) else "".join(source) for source in sources]
+
+
+def _script_cells(text: str) -> list[str]:
+    """The code cells of a percent script."""
+    import jupytext  # slow to import, and the process that runs answers does without
+
+    return [cell.source for cell in jupytext.reads(text, fmt="py:percent").cells if cell.cell_type == "code"]
 
 
 def python_only(source: str) -> str:
@@ -94,7 +109,10 @@ def is_kept(statement: ast.stmt) -> bool:
     if isinstance(statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         return True
     if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-        return all(isinstance(node, _CONSTANT) for node in ast.walk(statement.value))
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        names = all(isinstance(node, (ast.Name, ast.Tuple, ast.List, ast.Starred, ast.expr_context))
+                    for target in targets for node in ast.walk(target))  # fmt: skip
+        return names and all(isinstance(node, _CONSTANT) for node in ast.walk(statement.value))
     return False
 
 
@@ -125,12 +143,16 @@ def suspicious_imports(cells: list[Cell]) -> list[str]:
     return list(dict.fromkeys(flags))
 
 
-def run_definitions(cells: list[Cell], file_name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Execute the kept statements one by one in a fresh namespace; also return a sentence for each name that failed."""
+def run_definitions(cells: list[Cell], file_name: str, clock: Clock) -> tuple[dict[str, Any], dict[str, str]]:
+    """Execute the kept statements one by one in a fresh namespace; also return a sentence for each name that failed.
+
+    clock: stops a statement that does not end; all statements together have its time.
+    """
     namespace: dict[str, Any] = {"__name__": "__submission__"}
     failures: dict[str, str] = {}
+    clock.start()
     for cell, statement in definitions(cells)[0]:
-        place = f"{file_name}, code cell {cell.number}"
+        place = f"{file_name}{PLACE}{cell.number}"
         linecache.cache[place] = (
             len(cell.source),
             None,
@@ -139,14 +161,19 @@ def run_definitions(cells: list[Cell], file_name: str) -> tuple[dict[str, Any], 
         )
         names = list(_bound(statement))
         try:
-            exec(compile(ast.Module([statement], []), place, "exec"), namespace)
-        except (Exception, SystemExit) as error:
+            code = compile(ast.Module([statement], []), place, "exec")
+            clock.armed = True
+            exec(code, namespace)
+            clock.armed = False
+        except BaseException as error:
+            clock.armed = False
             for name in names:
                 namespace.pop(name, None)
                 failures[name] = f"{type(error).__name__} while defining {name} in code cell {cell.number}: {error}"
         else:
             for name in names:
                 failures.pop(name, None)
+    clock.stop()
     return namespace, failures
 
 

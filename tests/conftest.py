@@ -237,7 +237,7 @@ def sample_course(tmp_path, monkeypatch):
 def copied_course(sample_course, monkeypatch):
     """The sample course with the package beside it, for processes that import it from there."""
     package = Path(course_utils.__file__).parent
-    unwanted = ignore_patterns("exercises", "weeks", "explorers", "__pycache__")
+    unwanted = ignore_patterns("exercises", "weeks", "__pycache__")
     copytree(package, sample_course / "course_utils", ignore=unwanted, dirs_exist_ok=True)
     for name in ("exercises/__init__.py", "weeks/__init__.py"):
         (sample_course / "course_utils" / name).write_bytes((package / name).read_bytes())

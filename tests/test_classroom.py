@@ -1,6 +1,5 @@
 """Grading a class: what is read of a submission, what its answers can do to others, and what the report says."""
 
-import io
 import json
 import os
 from textwrap import dedent
@@ -11,10 +10,18 @@ from conftest import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils import classroom
-from course_utils.classroom import Report, Submission, find_submissions, grade_class, judge_submission, write_json
+from course_utils.classroom import (
+    Report,
+    Submission,
+    find_files,
+    grade_class,
+    judge_submission,
+    open_submission,
+    write_json,
+)
 from course_utils.errors import CourseError
 from course_utils.exercise import load_exercise
-from course_utils.run import Undisturbed, run_cases
+from course_utils.run import Clock, Undisturbed, run_cases
 from course_utils.submission import (
     Cell,
     defined_names,
@@ -170,6 +177,7 @@ def test_a_definition_that_fails_costs_its_name_alone_and_says_why():
             "def g(): return 5",
         ),
         "a.py",
+        Clock(1.0),
     )
     assert failures == {
         "no_such_module": "ModuleNotFoundError while defining no_such_module in code cell 1: "
@@ -181,7 +189,7 @@ def test_a_definition_that_fails_costs_its_name_alone_and_says_why():
 
 
 def test_the_last_definition_of_a_name_counts():
-    namespace, failures = run_definitions(cells_of("def f(): return 1", "def f(): return 2"), "a.py")
+    namespace, failures = run_definitions(cells_of("def f(): return 1", "def f(): return 2"), "a.py", Clock(1.0))
     assert (namespace["f"](), failures) == (2, {})
 
 
@@ -194,21 +202,21 @@ def test_a_folder_holds_a_submission_for_each_notebook_and_script(sample_course,
         notebook(folder / name, RIGHT["double"])
     script(folder / "cy.py", RIGHT["Tally"])
     (folder / "notes.txt").write_text("no")
-    assert [s.name for s in find_submissions([folder])] == ["ada/b.ipynb", "ben/week90.ipynb", "cy.py"]
+    assert [name for _, name in find_files([folder])] == ["ada/b.ipynb", "ben/week90.ipynb", "cy.py"]
 
 
 def test_a_submission_is_graded_on_every_exercise_of_the_weeks_it_touches(sample_course, tmp_path):
     by_answer = script(tmp_path / "a.py", RIGHT["double"])
     by_name = script(tmp_path / "week90_empty.py", "x = 1")
     neither = script(tmp_path / "c.py", "x = 1")
-    found = list(find_submissions([by_answer, by_name, neither]))
+    found = [open_submission(file, file.name) for file in (by_answer, by_name, neither)]
     assert [s.exercises for s in found] == [["double", "last_item", "Tally"]] * 2 + [[]]
     assert [s.problem for s in found] == ["", "", "c.py defines none of the course's exercises."]
 
 
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(CourseError, match="no such file or folder"):
-        list(find_submissions([tmp_path / "nowhere"]))
+        list(find_files([tmp_path / "nowhere"]))
     with pytest.raises(CourseError, match=r"There is no \.ipynb or \.py file in what you gave"):
         list(grade_class([tmp_path]))
 
@@ -224,10 +232,16 @@ def test_a_run_travels_as_json(sample_course):
         assert (back.case, len(back.calls)) == (run.case, len(run.calls))
 
 
-class Still:
-    """A watch over nothing."""
+class Written(classroom._Slot):
+    """A slot whose worker has written these lines and ended."""
 
-    def extend(self, seconds):
+    def __init__(self, text):
+        self.text = text
+
+    def lines(self, task, seconds):
+        return iter(self.text.split(b"\n")[: self.text.count(b"\n") + 1] if self.text else [])
+
+    def kill(self):
         pass
 
     def reason(self):
@@ -237,7 +251,7 @@ class Still:
 def collected(*lines):
     """What is understood of the lines that a worker wrote about `double` and `last_item`."""
     text = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
-    reports = classroom._collect(io.BytesIO(text), Still(), ["double", "last_item"], 1.0)
+    reports = classroom._collect(Written(text), {"exercises": ["double", "last_item"], "seconds": 1.0})
     return {name: report.died or report.data for name, report in reports.items()}
 
 
@@ -269,7 +283,7 @@ def test_a_report_about_another_exercise_than_the_one_begun_is_ignored():
 def forged(**changes):
     """A report of `double` with a single forged run."""
     plain = ["plain", None]
-    run = {"case": "some_numbers", "lines": [], "stopped": "", "forbidden": "", "output": "", "calls": []}
+    run = {"case": "some_numbers", "lines": [], "stopped": "", "forbidden": "", "left": [], "output": "", "calls": []}
     run |= {"observation": plain, "arguments": plain, "raised": plain}
     return {"exercise": "double", "runs": [run | changes]}
 
@@ -410,8 +424,10 @@ def test_a_class_with_hostile_answers(copied_course, tmp_path, monkeypatch):
     assert "stopped after 1 s; a loop may never end" in of["ben.ipynb", "last_item"].message
     assert "came back: an object of type Yes" in of["cy.py", "double"].message
     assert len(of["cy.py", "double"].message) < 2000
-    assert {tuple(row.flags) for row in rows if row.submission == "cy.py"} == {("imports inspect",)}
-    assert all(row.flags == [] for row in rows if row.submission != "cy.py")
+    changes = ["changes torch.allclose", "changes torch.equal", "changes torch.isclose"]
+    assert of["cy.py", "double"].flags == ["imports inspect", *changes]
+    assert of["cy.py", "last_item"].flags == of["cy.py", "Tally"].flags == ["imports inspect"]
+    assert [(row, row.flags) for row in rows if row.flags and row.submission != "cy.py"] == []
     assert of["dee.ipynb", "double"].message == "code cell 2 has a syntax error in line 1: expected ':'"
     assert "SystemExit: done" in of["dee.ipynb", "last_item"].message
     assert of["dee.ipynb", "Tally"].message == "SystemExit while defining Tally in code cell 4: "

@@ -155,7 +155,7 @@ def biggest(seen):
 def float_tensors(seen):
     """All floating-point tensors in an observation."""
     if isinstance(seen, SeenTensor):
-        if seen.values.dtype in TOLERANCES:
+        if seen.values.dtype in TOLERANCES and not seen.values.is_meta:
             yield seen
     elif isinstance(seen, SeenItems):
         for item in seen.items:

@@ -1,0 +1,117 @@
+"""What an answer did besides answering: functions of torch it replaced, files and call stacks it read. For flags."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import os
+import random
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+PLACE = ", code cell "  # in the file name of everything a submission compiles; see submission.run_definitions
+
+ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+_WITH_ANSWERS = ("course_utils", "lessons", "solutions", "tests")
+_STACKS = ("sys._getframe", "sys._current_frames")
+_COLLECTOR = ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
+_LOOKS_FOR_OTHERS = ("inspect.py", "traceback.py", "pathlib", "linecache.py", "importlib", "shutil.py", "tokenize.py")
+
+
+class Originals:
+    """The functions and classes that answers and grader use, as they were when this was made."""
+
+    def __init__(self) -> None:
+        spaces: list[Any] = [torch, torch.nn, torch.nn.functional, torch.linalg, torch.special, torch.optim,
+                             torch.autograd, torch.testing, torch.random, np, math, random, builtins]  # fmt: skip
+        spaces += [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "course_utils"]
+        found = {id(value): value for space in spaces for value in vars(space).values() if isinstance(value, type)}
+        spaces += [kind for kind in found.values() if kind.__module__.startswith(("torch", "course_utils"))]
+        self._members = [
+            (space, name, value)
+            for space in {id(space): space for space in spaces}.values()
+            for name, value in vars(space).items()
+            if callable(value) or isinstance(value, (staticmethod, classmethod, property))
+        ]
+
+    def restore(self) -> list[str]:
+        """Put back what was replaced or removed; returns the names, such as "torch.allclose", in alphabetical order."""
+        changed = [
+            (space, name, value) for space, name, value in self._members if vars(space).get(name, self) is not value
+        ]
+        for space, name, value in changed:
+            setattr(space, name, value)
+        return sorted({f"{getattr(space, '__name__', space)}.{name}" for space, name, _ in changed})
+
+
+class Deeds:
+    """Notes what a submission's code does that an answer has no use for, by Python's audit events.
+
+    Once made it listens until the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._noted, self._busy = set[str](), False
+        self._getframe = sys._getframe
+        sys.addaudithook(self._hear)
+
+    def take(self) -> list[str]:
+        """Sentences on what was noted since the last time, in alphabetical order."""
+        noted, self._noted = sorted(self._noted), set()
+        return noted
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._busy or event not in _EVENTS:
+            return
+        self._busy = True
+        try:
+            if self._from_submission(self._getframe(1)) and (deed := _EVENTS[event](self, arguments)):
+                self._noted.add(deed)
+        except Exception:  # an audit hook that raises would stop the call
+            self._noted.add(f"did something odd ({event})")
+        finally:
+            self._busy = False
+
+    def _from_submission(self, frame: FrameType | None) -> bool:
+        """Whether the submission's code made the call, itself or through a module that looks for others."""
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if PLACE in file:
+                return True
+            if not any(part in file for part in _LOOKS_FOR_OTHERS):
+                return False
+            frame = frame.f_back
+        return False
+
+    def _opened(self, arguments: tuple[Any, ...]) -> str:
+        file = arguments[0]
+        if not isinstance(file, (str, bytes)):
+            return ""
+        path = os.path.realpath(os.fsdecode(file))
+        answers = any(path.startswith(os.path.join(ROOT, folder)) for folder in _WITH_ANSWERS)
+        return f"reads the course's file {os.path.relpath(path, ROOT)}" if answers else ""
+
+    def _imported(self, arguments: tuple[Any, ...]) -> str:
+        name = str(arguments[0])
+        return f"imports {name}" if name.startswith("course_utils.") and "exercises" in name else ""
+
+
+_EVENTS: dict[str, Callable[[Deeds, tuple[Any, ...]], str]] = {
+    "open": Deeds._opened,
+    "import": Deeds._imported,
+    "ctypes.dlopen": lambda deeds, arguments: "loads a library with ctypes",
+    "subprocess.Popen": lambda deeds, arguments: "starts a process",
+    "os.fork": lambda deeds, arguments: "starts a process",
+    "os.exec": lambda deeds, arguments: "starts a process",
+    "os.posix_spawn": lambda deeds, arguments: "starts a process",
+    "os.system": lambda deeds, arguments: "starts a process",
+    "os.kill": lambda deeds, arguments: "sends a signal",
+    "socket.connect": lambda deeds, arguments: "opens a network connection",
+    **dict.fromkeys(_STACKS, lambda deeds, arguments: "looks at call stacks"),
+    **dict.fromkeys(_COLLECTOR, lambda deeds, arguments: "searches the garbage collector"),
+}
