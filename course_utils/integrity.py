@@ -8,7 +8,8 @@ import os
 import random
 import sys
 from collections.abc import Callable
-from types import FrameType
+from operator import is_
+from types import BuiltinFunctionType, FrameType, FunctionType, MethodDescriptorType
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ PLACE = ", code cell "  # in the file name of everything a submission compiles; 
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _WITH_ANSWERS = ("course_utils", "lessons", "solutions", "tests")
+_REPLACEABLE = (FunctionType, BuiltinFunctionType, MethodDescriptorType, type, staticmethod, classmethod, property)
 _STACKS = ("sys._getframe", "sys._current_frames")
 _COLLECTOR = ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
 _LOOKS_FOR_OTHERS = ("inspect.py", "traceback.py", "pathlib", "linecache.py", "importlib", "shutil.py", "tokenize.py")
@@ -32,18 +34,18 @@ class Originals:
         spaces += [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "course_utils"]
         found = {id(value): value for space in spaces for value in vars(space).values() if isinstance(value, type)}
         spaces += [kind for kind in found.values() if kind.__module__.startswith(("torch", "course_utils"))]
-        self._members = [
-            (space, name, value)
-            for space in {id(space): space for space in spaces}.values()
-            for name, value in vars(space).items()
-            if callable(value) or isinstance(value, (staticmethod, classmethod, property))
-        ]
+        self._spaces = []
+        for space in {id(space): space for space in spaces}.values():
+            own = {name: value for name, value in vars(space).items() if isinstance(value, _REPLACEABLE)}
+            self._spaces.append((space, tuple(own), tuple(own.values())))
 
     def restore(self) -> list[str]:
         """Put back what was replaced or removed; returns the names, such as "torch.allclose", in alphabetical order."""
-        changed = [
-            (space, name, value) for space, name, value in self._members if vars(space).get(name, self) is not value
-        ]
+        changed = []
+        for space, names, values in self._spaces:
+            if not all(map(is_, map(vars(space).get, names), values)):
+                now = vars(space)
+                changed += [(space, name, value) for name, value in zip(names, values) if now.get(name) is not value]
         for space, name, value in changed:
             setattr(space, name, value)
         return sorted({f"{getattr(space, '__name__', space)}.{name}" for space, name, _ in changed})
