@@ -8,7 +8,7 @@ export COURSE_SEED ?= 0
 NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --override-ini=filterwarnings=default \
 	--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile
 
-.PHONY: lab test test-code test-notebooks build clean
+.PHONY: lab test test-code test-notebooks test-cuda build clean
 
 lab: .venv/installed
 	$(BIN)/course start
@@ -27,6 +27,13 @@ test-code: .venv/installed
 test-notebooks: .venv/installed
 	$(NBVAL) --nbval-lax notebooks
 	$(NBVAL) $(if $(filter cuda,$(COURSE_DEVICE)),--nbval-lax,--nbval --nbval-sanitize-with tests/nbval_sanitize.cfg) solutions
+
+# The grader tests and all notebooks on a GPU.
+test-cuda: .venv/installed
+	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
+		'make test-cuda: torch ' + torch.__version__ + ' sees no CUDA device here. Run it on a machine with an NVIDIA GPU.')"
+	COURSE_DEVICE=cuda $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/test_graders.py
+	COURSE_DEVICE=cuda $(MAKE) test-notebooks
 
 build: .venv/installed
 	$(BIN)/course build

@@ -45,7 +45,11 @@ class Originals:
         for space, names, values in self._spaces:
             if not all(map(is_, map(vars(space).get, names), values)):
                 now = vars(space)
-                changed += [(space, name, value) for name, value in zip(names, values) if now.get(name) is not value]
+                changed += [
+                    (space, name, value)
+                    for name, value in zip(names, values, strict=True)
+                    if now.get(name) is not value
+                ]
         for space, name, value in changed:
             setattr(space, name, value)
         return sorted({f"{getattr(space, '__name__', space)}.{name}" for space, name, _ in changed})
