@@ -15,8 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,16 +76,22 @@ def grade_class(
         raise CourseError("There is no .ipynb or .py file in what you gave; name files, or a folder that holds them.")
     seed = 1000 * course_seed() + 500 if seed is None else seed
     judge_process = RememberingProcess(seed, device)
-    with closing(Workers(jobs, weeks_named(files), seed=seed, device=device, seconds=seconds)) as workers:
+    workers = Workers(jobs, weeks_named(files), seed=seed, device=device, seconds=seconds)
+    pool = ThreadPoolExecutor(2 * jobs)
 
-        def run(file: tuple[Path, str]) -> tuple[Submission, dict[str, Report]]:
-            submission = open_submission(*file)
-            return submission, workers.run(submission)
+    def run(file: tuple[Path, str]) -> tuple[Submission, dict[str, Report]]:
+        submission = open_submission(*file)
+        return submission, workers.run(submission)
 
-        for submission, reports in _in_order(run, files, 2 * jobs):
+    try:
+        for submission, reports in _in_order(pool, run, files, 2 * jobs):
             with judge_process:
                 rows = judge_submission(submission, reports, judge_process)
             yield rows
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        workers.close()  # which ends what the pool's threads are waiting for
+        pool.shutdown()
 
 
 def weeks_named(files: Iterable[tuple[Path, str]]) -> set[str]:
@@ -97,20 +103,15 @@ def weeks_named(files: Iterable[tuple[Path, str]]) -> set[str]:
     return {known[name] for name in names & known.keys()}
 
 
-def _in_order(function: Callable[[Any], Any], items: list[Any], ahead: int) -> Iterator[Any]:
-    """The function's results in order, computed by threads that are never further ahead than that."""
-    with ThreadPoolExecutor(ahead) as pool:
-        pending: deque[Any] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+def _in_order(pool: Executor, function: Callable[[Any], Any], items: list[Any], ahead: int) -> Iterator[Any]:
+    """The function's results in order, computed in the pool, never further ahead than that."""
+    pending: deque[Future[Any]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 class RememberingProcess(Undisturbed):
@@ -214,7 +215,7 @@ class Workers:
     def close(self) -> None:
         """End all processes and remove their files."""
         for slot in self._slots:
-            slot.kill()
+            slot.end()
         for slot in self._slots:
             slot.close()
         self._scratch.cleanup()
@@ -289,6 +290,7 @@ class _ForkedSlot(_Slot):
         self._weeks, self._scratch = weeks, scratch
         self._log = Path(scratch, f"server_{id(self)}.log")
         self._servers: list[subprocess.Popen[bytes]] = []
+        self._closed = False
         self._exit_code: int | None = None
 
     @classmethod
@@ -332,6 +334,8 @@ class _ForkedSlot(_Slot):
             yield from self._worker_lines()
         except OSError as error:
             self._socket.close()
+            if self._closed:
+                return
             if not self._ready:
                 said = self._log.read_text(errors="replace").strip().split("\n")[-1]
                 raise CourseError(f"The process that runs submissions did not start: {said}") from error
@@ -377,8 +381,14 @@ class _ForkedSlot(_Slot):
         with suppress(OSError):
             self._socket.sendall(KILL)
 
+    def end(self) -> None:
+        """End the slot and its worker."""
+        self._closed = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """End the slot; the server ends with its last one."""
+        """Wait until the server has ended, which it does with its last slot."""
         self._socket.close()
         for server in self._servers:
             with suppress(subprocess.TimeoutExpired):
@@ -390,6 +400,8 @@ class _ForkedSlot(_Slot):
 
 class _SpawnedSlot(_Slot):
     """Starts a Python of its own for every task, for platforms on which torch cannot fork."""
+
+    _worker: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def start(cls, jobs: int, weeks: set[str], scratch: str) -> list[_SpawnedSlot]:
@@ -436,6 +448,11 @@ class _SpawnedSlot(_Slot):
     def kill(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._worker.pid, signal.SIGKILL) if hasattr(os, "killpg") else self._worker.kill()
+
+    def end(self) -> None:
+        """End the worker that is running, if one is."""
+        if self._worker is not None:
+            self.kill()
 
     def close(self) -> None:
         """Nothing waits between tasks."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import math
 import os
 import random
 import sys
+import traceback
 from collections.abc import Callable
 from operator import is_
 from types import BuiltinFunctionType, FrameType, FunctionType, MethodDescriptorType
@@ -22,7 +24,8 @@ _WITH_ANSWERS = ("course_utils", "lessons", "solutions", "tests")
 _REPLACEABLE = (FunctionType, BuiltinFunctionType, MethodDescriptorType, type, staticmethod, classmethod, property)
 _STACKS = ("sys._getframe", "sys._current_frames")
 _COLLECTOR = ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
-_LOOKS_FOR_OTHERS = ("inspect.py", "traceback.py", "pathlib", "linecache.py", "importlib", "shutil.py", "tokenize.py")
+_STANDARD_LIBRARY = (os.path.dirname(os.__file__) + os.sep, "<frozen")
+_LOOKS_FOR_OTHERS = (inspect.__file__, traceback.__file__)  # much of the library looks at stacks for its own ends
 
 
 class Originals:
@@ -37,22 +40,24 @@ class Originals:
         self._spaces = []
         for space in {id(space): space for space in spaces}.values():
             own = {name: value for name, value in vars(space).items() if isinstance(value, _REPLACEABLE)}
-            self._spaces.append((space, tuple(own), tuple(own.values())))
+            self._spaces.append((space, frozenset(vars(space)), tuple(own), tuple(own.values())))
 
     def restore(self) -> list[str]:
         """Put back what was replaced or removed; returns the names, such as "torch.allclose", in alphabetical order."""
         changed = []
-        for space, names, values in self._spaces:
-            if not all(map(is_, map(vars(space).get, names), values)):
-                now = vars(space)
-                changed += [
-                    (space, name, value)
-                    for name, value in zip(names, values, strict=True)
-                    if now.get(name) is not value
-                ]
-        for space, name, value in changed:
-            setattr(space, name, value)
-        return sorted({f"{getattr(space, '__name__', space)}.{name}" for space, name, _ in changed})
+        for space, all_names, names, values in self._spaces:
+            now = vars(space)
+            if not all(map(is_, map(now.get, names), values)):
+                replaced = [(n, value) for n, value in zip(names, values, strict=True) if now.get(n) is not value]
+                for name, value in replaced:
+                    setattr(space, name, value)
+                changed += [(space, name) for name, _ in replaced]
+            if isinstance(space, type) and len(now) != len(all_names):
+                for name in set(now) - all_names:
+                    if any(name in vars(base) for base in space.__mro__[1:]):  # in place of what was inherited
+                        delattr(space, name)
+                        changed.append((space, name))
+        return sorted({f"{space.__name__}.{name}" for space, name in changed})
 
 
 class Deeds:
@@ -76,20 +81,21 @@ class Deeds:
             return
         self._busy = True
         try:
-            if self._from_submission(self._getframe(1)) and (deed := _EVENTS[event](self, arguments)):
+            through = _LOOKS_FOR_OTHERS if event in _STACKS else _STANDARD_LIBRARY
+            if self._from_submission(self._getframe(1), through) and (deed := _EVENTS[event](self, arguments)):
                 self._noted.add(deed)
         except Exception:  # an audit hook that raises would stop the call
             self._noted.add(f"did something odd ({event})")
         finally:
             self._busy = False
 
-    def _from_submission(self, frame: FrameType | None) -> bool:
-        """Whether the submission's code made the call, itself or through a module that looks for others."""
+    def _from_submission(self, frame: FrameType | None, through: tuple[str, ...]) -> bool:
+        """Whether the submission's code made the call, itself or through files whose path begins like those."""
         while frame is not None:
             file = frame.f_code.co_filename
             if PLACE in file:
                 return True
-            if not any(part in file for part in _LOOKS_FOR_OTHERS):
+            if not file.startswith(through) or "site-packages" in file:
                 return False
             frame = frame.f_back
         return False

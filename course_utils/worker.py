@@ -196,7 +196,7 @@ class _Slot:
                 ready, _, _ = select.select(sources, [], [])
                 if self._socket in ready:
                     if self._socket.recv(1) != KILL:
-                        raise BrokenPipeError
+                        raise BrokenPipeError  # nobody listens any more
                     os.kill(worker, signal.SIGKILL)
                 elif reading in ready and not self._relay(reading):
                     sources.remove(reading)

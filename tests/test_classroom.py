@@ -452,3 +452,17 @@ def test_a_class_with_hostile_answers(copied_course, tmp_path, monkeypatch):
         assert all(isinstance(row[name], kind) for name, kind in kinds.items())
         assert row["outcome"] in ("passed", "failed", "not attempted", "error")
     assert os.getcwd() != str(folder)
+
+
+def test_without_a_fork_server_each_submission_has_a_python_of_its_own(copied_course, tmp_path, monkeypatch):
+    monkeypatch.setattr(classroom, "__file__", str(copied_course / "course_utils" / "classroom.py"))
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    ends = script(tmp_path / "a.py", "import os\ndef double(values):\n    os._exit(3)", RIGHT["last_item"])
+    hangs = script(
+        tmp_path / "b.py", "import signal, time\ndef double(values):\n    signal.alarm(0)\n"
+        "    signal.signal(signal.SIGALRM, signal.SIG_IGN)\n    time.sleep(99)", RIGHT["Tally"]
+    )  # fmt: skip
+    rows = [row for rows in grade_class([ends, hangs], seconds=1.0) for row in rows]
+    assert [row.outcome for row in rows] == ["error", "passed", "not attempted", "error", "not attempted", "passed"]
+    assert "it ended the whole process (exit code 3)" in rows[0].message
+    assert "did not come to an end in its time" in rows[3].message
