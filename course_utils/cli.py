@@ -7,9 +7,14 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from course_utils.errors import CourseError
+
+if TYPE_CHECKING:
+    from course_utils.results import Graded, Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("grade", help="grade submissions")
     command.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="notebooks, percent scripts, or folders")
-    command.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the results go")
+    _add_outputs(command)
     command.add_argument(
         "--device",
         choices=("cpu", "cuda"),
@@ -48,7 +53,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--jobs", type=_positive(int), default=2, help="submissions at a time (2)")
     command.add_argument("--timeout", type=_positive(float), default=10.0, help="seconds for one exercise (10)")
+    command.add_argument("--week", default="", metavar="WEEK", help="grade this week alone, such as week03")
+    command.add_argument("--resume", action="store_true", help="keep what OUT holds of submissions that did not change")
+    command.add_argument("--shard", type=_shard, default=(1, 1), metavar="I/N", help="grade the I-th of N parts")
+    command.add_argument("--cluster", metavar="ADDRESS", help="grade on the workers of this Dask scheduler")
     command.set_defaults(run=grade_submissions)
+
+    command = commands.add_parser("report", help="merge results of `course grade` and write reports")
+    command.add_argument("parts", nargs="+", type=Path, metavar="RESULTS", help="files that `course grade` wrote")
+    _add_outputs(command)
+    command.set_defaults(run=report_results)
 
     command = commands.add_parser("start", help="copy the notebooks to work/")
     command.set_defaults(run=start_work)
@@ -57,6 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("doctor", help="say what this machine has and lacks")
     command.set_defaults(run=examine)
     return parser
+
+
+def _add_outputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", type=Path, required=True, metavar="OUT", help="where the results go")
+    command.add_argument("--csv", type=Path, metavar="OUT", help="also a table, one row a student")
+    command.add_argument("--html", type=Path, metavar="FOLDER", help="also pages to read: the class, and each student")
+    command.add_argument(
+        "--gradescope", type=Path, metavar="OUT", help="also Gradescope's results.json, of one student"
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, count = text.partition("/")
+    if not (part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count)):
+        raise argparse.ArgumentTypeError("has to be like 2/4: the second of four parts")
+    return int(part), int(count)
 
 
 def _positive(kind: type):
@@ -106,24 +136,96 @@ def build_notebooks(options: argparse.Namespace) -> int:
 
 
 def grade_submissions(options: argparse.Namespace) -> int:
-    """`course grade`."""
-    from course_utils.classroom import Row, grade_class, write_json
+    """`course grade`. What was graded is written even when the rest is interrupted."""
+    from course_utils.classroom import class_seed, find_files, grade_class
+    from course_utils.exercise import exercise_weeks
+    from course_utils.results import Results
     from course_utils.run import course_device
 
-    if not options.json.resolve().parent.is_dir():
-        raise CourseError(f"{options.json}: the folder for the results does not exist.")
-    rows: list[Row] = []
+    _refuse_missing_folders(options)
+    if options.week and options.week not in exercise_weeks().values():
+        raise CourseError(f"There is no week called {options.week}; `course list` names them.")
+    part, parts = options.shard
+    files = find_files(options.paths)[part - 1 :: parts]
     device = options.device or course_device()
+    settings = {"seed": class_seed(), "device": device, "seconds": options.timeout, "week": options.week}
+    results = Results(settings)
+    if options.resume and options.json.exists():
+        results, files = _resumed(options.json, settings, files)
+    grade = grade_class
+    if options.cluster:
+        from course_utils.cluster import grade_on_cluster
+
+        grade = partial(grade_on_cluster, options.cluster)
     try:
-        for graded in grade_class(options.paths, device=device, jobs=options.jobs, seconds=options.timeout):
-            rows += graded
-            counts = Counter(row.outcome for row in graded)
-            words = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-            print(f"{graded[0].submission}: {words}", flush=True)
+        graded = grade(files, week=options.week, device=device, jobs=options.jobs, seconds=options.timeout)
+        for number, submission in enumerate(graded, start=1):
+            results.graded.append(submission)
+            _tell(submission, number, len(files))
     finally:
-        if rows:
-            write_json(rows, options.json)
+        results.graded.sort(key=lambda graded: graded.submission)
+        if results.graded:
+            _write_outputs(results, options)
     return 0
+
+
+def _resumed(
+    file: Path, settings: dict[str, Any], files: list[tuple[Path, str]]
+) -> tuple[Results, list[tuple[Path, str]]]:
+    """What the file holds of submissions that did not change since, and the files that are left to grade."""
+    from course_utils.classroom import file_digest
+    from course_utils.results import read_results
+
+    results = read_results(file)
+    if results.settings != settings:
+        raise CourseError(f"{file} was graded with other settings: {results.settings}, not {settings}.")
+    digests = {name: file_digest(path) for path, name in files}
+    results.graded = [graded for graded in results.graded if digests.get(graded.submission) == graded.digest]
+    kept = {graded.submission for graded in results.graded}
+    print(f"{len(kept)} of {len(files)} submissions were graded before and did not change.", flush=True)
+    return results, [(path, name) for path, name in files if name not in kept]
+
+
+def _tell(graded: Graded, number: int, count: int) -> None:
+    """A line for each submission; on a terminal a bar that fills."""
+    if sys.stdout.isatty():
+        width = 30 * number // count
+        end = "\n" if number == count else ""
+        print(f"\r[{'#' * width}{'.' * (30 - width)}] {number} of {count} submissions", end=end, flush=True)
+        return
+    counts = Counter(row.outcome for row in graded.rows)
+    words = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    print(f"{graded.submission}: {words}", flush=True)
+
+
+def report_results(options: argparse.Namespace) -> int:
+    """`course report`."""
+    from course_utils.results import merge, read_results
+
+    _refuse_missing_folders(options)
+    results = merge((str(part), read_results(part)) for part in options.parts)
+    _write_outputs(results, options)
+    print(f"{len(results.graded)} submissions, {len(results.rows)} rows.")
+    return 0
+
+
+def _refuse_missing_folders(options: argparse.Namespace) -> None:
+    for file in (options.json, options.csv, options.html, options.gradescope):
+        if file is not None and not file.resolve().parent.is_dir():
+            raise CourseError(f"{file}: the folder for it does not exist.")
+
+
+def _write_outputs(results: Results, options: argparse.Namespace) -> None:
+    from course_utils.reports import write_csv, write_gradescope, write_html
+    from course_utils.results import write_results
+
+    write_results(results, options.json)
+    if options.csv:
+        write_csv(results, options.csv)
+    if options.html:
+        write_html(results, options.html)
+    if options.gradescope:
+        write_gradescope(results, options.gradescope)
 
 
 def start_work(options: argparse.Namespace) -> int:

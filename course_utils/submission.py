@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import linecache
 import re
@@ -15,6 +16,7 @@ from course_utils.errors import CourseError
 from course_utils.integrity import PLACE
 from course_utils.run import Clock
 
+FEWEST_NODES = 40
 LARGEST_BYTES = 100 * 2**20
 
 # Modules that a right answer has no use for; an answer that imports one is graded and shown to a person.
@@ -141,6 +143,22 @@ def suspicious_imports(cells: list[Cell]) -> list[str]:
                 modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             flags += [f"imports {m}" for m in modules if m in SUSPICIOUS or m.startswith("course_utils.exercises.")]
     return list(dict.fromkeys(flags))
+
+
+def fingerprints(cells: list[Cell], names: set[str]) -> dict[str, str]:
+    """For each of the names that the cells define, a digest of its code without comments, docstrings and layout.
+
+    Code too short to be a person's own has none.
+    """
+    found: dict[str, str] = {}
+    for _, statement in definitions(cells)[0]:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and statement.name in names:
+            for node in ast.walk(statement):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+                    node.body = node.body[1:]
+            if sum(1 for _ in ast.walk(statement)) >= FEWEST_NODES:
+                found[statement.name] = hashlib.sha256(ast.dump(statement).encode()).hexdigest()[:16]
+    return found
 
 
 def run_definitions(cells: list[Cell], file_name: str, clock: Clock) -> tuple[dict[str, Any], dict[str, str]]:

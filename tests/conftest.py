@@ -12,6 +12,7 @@ import course_utils.exercise
 import course_utils.exercises
 import course_utils.run
 import course_utils.weeks
+import course_utils.workers
 
 DOUBLE = '''
     """Twice as much."""
@@ -242,4 +243,5 @@ def copied_course(sample_course, monkeypatch):
     for name in ("exercises/__init__.py", "weeks/__init__.py"):
         (sample_course / "course_utils" / name).write_bytes((package / name).read_bytes())
     monkeypatch.setenv("PYTHONPATH", str(sample_course))
+    monkeypatch.setattr(course_utils.workers, "__file__", str(sample_course / "course_utils" / "workers.py"))
     return sample_course

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from textwrap import dedent
 
 import nbformat
@@ -9,23 +10,17 @@ import pytest
 from conftest import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course_utils import classroom
-from course_utils.classroom import (
-    Report,
-    Submission,
-    find_files,
-    grade_class,
-    judge_submission,
-    open_submission,
-    write_json,
-)
+from course_utils import workers
+from course_utils.classroom import Submission, find_files, grade_class, judge_submission, open_submission
 from course_utils.errors import CourseError
 from course_utils.exercise import load_exercise
+from course_utils.results import Graded, Results, Row, merge, read_results, write_results
 from course_utils.run import Clock, Undisturbed, run_cases
 from course_utils.submission import (
     Cell,
     defined_names,
     definitions,
+    fingerprints,
     python_only,
     read_cells,
     run_definitions,
@@ -216,9 +211,9 @@ def test_a_submission_is_graded_on_every_exercise_of_the_weeks_it_touches(sample
 
 def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(CourseError, match="no such file or folder"):
-        list(find_files([tmp_path / "nowhere"]))
+        find_files([tmp_path / "nowhere"])
     with pytest.raises(CourseError, match=r"There is no \.ipynb or \.py file in what you gave"):
-        list(grade_class([tmp_path]))
+        find_files([tmp_path])
 
 
 # --- between worker and judge -------------------------------------------------------------------------------------
@@ -232,7 +227,7 @@ def test_a_run_travels_as_json(sample_course):
         assert (back.case, len(back.calls)) == (run.case, len(run.calls))
 
 
-class Written(classroom._Slot):
+class Written(workers.Slot):
     """A slot whose worker has written these lines and ended."""
 
     def __init__(self, text):
@@ -251,7 +246,7 @@ class Written(classroom._Slot):
 def collected(*lines):
     """What is understood of the lines that a worker wrote about `double` and `last_item`."""
     text = b"".join(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n" for line in lines)
-    reports = classroom._collect(Written(text), {"exercises": ["double", "last_item"], "seconds": 1.0})
+    reports = workers.collect(Written(text), {"exercises": ["double", "last_item"], "seconds": 1.0})
     return {name: report.died or report.data for name, report in reports.items()}
 
 
@@ -308,31 +303,84 @@ def forged(**changes):
     ids=lambda data: json.dumps(data)[:60],
 )
 def test_a_report_that_makes_no_sense_is_an_error_of_that_exercise_alone(sample_course, data):
-    submission = Submission("a.py", None, [], ["double", "last_item"])
-    reports = {"double": Report(data, 0.1), "last_item": Report({"untouched": True}, 0.1)}
-    with Undisturbed(0) as process:
-        rows = judge_submission(submission, reports, process)
+    submission = Submission("a.py", Path("a.py"), "", [], ["double", "last_item"])
+    reports = {"double": workers.Report(data, 0.1), "last_item": workers.Report({"untouched": True}, 0.1)}
+    rows = judge_submission(submission, reports, Undisturbed(0)).rows
     assert [row.outcome for row in rows] in (["error", "not attempted"], ["failed", "not attempted"])
     assert rows[0].message.startswith("double")
 
 
-def test_results_are_written_complete_or_not_at_all(tmp_path):
-    rows = [classroom.Row("ä.py", "double", "passed", seconds=0.5)]
-    write_json(rows, tmp_path / "out.json")
-    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == {
-        "results": [
-            {
-                "submission": "ä.py",
-                "exercise": "double",
-                "outcome": "passed",
-                "misconception": None,
-                "message": "",
-                "seconds": 0.5,
-                "flags": [],
-            }
-        ]
-    }
+ROW = Row("ä.py", "double", "passed", seconds=0.5, flags=["imports gc"])
+SETTINGS = {"seed": 500, "device": "cpu"}
+
+
+def test_results_are_written_complete_or_not_at_all_and_read_again(tmp_path):
+    results = Results(SETTINGS, [Graded("ä.py", "d1", [ROW], {"double": "f1"})])
+    write_results(results, tmp_path / "out.json")
+    data = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert data["results"] == [
+        {
+            "submission": "ä.py",
+            "exercise": "double",
+            "outcome": "passed",
+            "misconception": None,
+            "message": "",
+            "seconds": 0.5,
+            "flags": ["imports gc"],
+        }
+    ]
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
+    assert read_results(tmp_path / "out.json") == results
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"results": [{}]}', '{"results": [], "submissions": []}'])
+def test_a_file_that_holds_no_results_is_refused(tmp_path, text):
+    (tmp_path / "out.json").write_text(text)
+    with pytest.raises(CourseError, match=r"out\.json does not hold results of `course grade`"):
+        read_results(tmp_path / "out.json")
+    with pytest.raises(CourseError, match="there is no such file"):
+        read_results(tmp_path / "nowhere.json")
+
+
+def part(*names, settings=SETTINGS, fingerprint="f", digest=""):
+    """Results of submissions that all wrote the same answer to `double`."""
+    return Results(
+        settings,
+        [Graded(n, digest or n, [Row(n, "double", "passed")], {"double": fingerprint}) for n in names],
+    )
+
+
+def test_parts_are_merged_in_order_of_names():
+    merged = merge([("1.json", part("b", "d")), ("2.json", part("a", "c", "b"))])
+    assert [graded.submission for graded in merged.graded] == ["a", "b", "c", "d"]
+    with pytest.raises(CourseError, match=r"2\.json was graded with other settings"):
+        merge([("1.json", part("a")), ("2.json", part("b", settings={"seed": 7}))])
+    with pytest.raises(CourseError, match=r"a is another file in 2\.json than in 1\.json"):
+        merge([("1.json", part("a", digest="x")), ("2.json", part("a", digest="y"))])
+
+
+def test_identical_answers_are_flagged_in_a_batch_and_over_merged_parts(tmp_path):
+    one, two = part("a", "b"), part("c", "d", "e")
+    for results in (one, two):
+        write_results(results, tmp_path / "out.json")
+    assert [row.flags for row in one.rows] == [["identical to b"], ["identical to a"]]
+    merged = merge([("1", one), ("2", two)])
+    write_results(merged, tmp_path / "out.json")
+    assert merged.rows[0].flags == ["identical to b, c, d and 1 more"]
+    assert [row.outcome for row in merged.rows] == ["passed"] * 5
+
+
+def test_a_fingerprint_sees_the_code_and_not_its_dress():
+    long = " + ".join(f"a * {i}" for i in range(12))
+    cells = [
+        f"def f(a):\n    return {long}",
+        f'def f(a):\n    """Sum."""\n    # so\n    return (\n        {long}\n    )',
+        f"def f(a):\n    return 1 + {long}",
+        "def f(a):\n    return a",
+    ]
+    first, dressed, other, short = (fingerprints(cells_of(cell), {"f"}).get("f") for cell in cells)
+    assert first == dressed != other
+    assert short is None
 
 
 # --- a class ------------------------------------------------------------------------------------------------------
@@ -392,12 +440,11 @@ def hand_in(folder):
     (folder / "week90_latin.py").write_bytes(b"# caf\xe9\n")
 
 
-def test_a_class_with_hostile_answers(copied_course, tmp_path, monkeypatch):
+def test_a_class_with_hostile_answers(copied_course, tmp_path):
     """Each answer costs its own exercise at most; whoever is right beside it keeps the credit."""
-    monkeypatch.setattr(classroom, "__file__", str(copied_course / "course_utils" / "classroom.py"))
     folder = tmp_path / "class"
     hand_in(folder)
-    rows = [row for rows in grade_class([folder], seconds=1.0) for row in rows]
+    rows = [row for graded in grade_class(find_files([folder]), seconds=1.0) for row in graded.rows]
     of = {(row.submission, row.exercise): row for row in rows}
 
     assert {key: row.outcome for key, row in of.items()} == {
@@ -435,7 +482,7 @@ def test_a_class_with_hostile_answers(copied_course, tmp_path, monkeypatch):
     assert of["eve.ipynb", "Tally"].message == "Tally is not defined in this submission."
     assert of["week90_latin.py", "double"].message == "week90_latin.py is not UTF-8 text (byte 5)."
 
-    write_json(rows, tmp_path / "out.json")
+    write_results(Results({}, [Graded("all", "", rows, {})]), tmp_path / "out.json")
     results = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["results"]
     assert len(results) == 24
     kinds = {
@@ -455,14 +502,13 @@ def test_a_class_with_hostile_answers(copied_course, tmp_path, monkeypatch):
 
 
 def test_without_a_fork_server_each_submission_has_a_python_of_its_own(copied_course, tmp_path, monkeypatch):
-    monkeypatch.setattr(classroom, "__file__", str(copied_course / "course_utils" / "classroom.py"))
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     ends = script(tmp_path / "a.py", "import os\ndef double(values):\n    os._exit(3)", RIGHT["last_item"])
     hangs = script(
         tmp_path / "b.py", "import signal, time\ndef double(values):\n    signal.alarm(0)\n"
         "    signal.signal(signal.SIGALRM, signal.SIG_IGN)\n    time.sleep(99)", RIGHT["Tally"]
     )  # fmt: skip
-    rows = [row for rows in grade_class([ends, hangs], seconds=1.0) for row in rows]
+    rows = [row for graded in grade_class(find_files([ends, hangs]), seconds=1.0) for row in graded.rows]
     assert [row.outcome for row in rows] == ["error", "passed", "not attempted", "error", "not attempted", "passed"]
     assert "it ended the whole process (exit code 3)" in rows[0].message
     assert "did not come to an end in its time" in rows[3].message

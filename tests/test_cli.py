@@ -10,6 +10,7 @@ from conftest import write
 from course_utils import classroom, doctor
 from course_utils.cli import main
 from course_utils.errors import CourseError
+from course_utils.results import Graded, Row
 
 
 def run(capsys, *arguments):
@@ -23,6 +24,13 @@ def in_course(sample_course, monkeypatch):
     """The sample course as the current folder."""
     monkeypatch.chdir(sample_course)
     return sample_course
+
+
+@pytest.fixture
+def grading_course(copied_course, monkeypatch):
+    """The sample course with its package, as the current folder, so that processes that grade find it."""
+    monkeypatch.chdir(copied_course)
+    return copied_course
 
 
 # --- list ---------------------------------------------------------------------------------------------------------
@@ -82,7 +90,9 @@ def test_the_module_is_the_command(copied_course):
         (["update"], "There are no notebooks/*.ipynb; `make build` writes them from the lessons."),
         (["grade", "nowhere", "--json", "out.json"], "nowhere: there is no such file or folder."),
         (["grade", "lessons", "--json", "out.json"], "There is no .ipynb or .py file in what you gave; name files, "),
-        (["grade", "lessons", "--json", "no/out.json"], "no/out.json: the folder for the results does not exist."),
+        (["grade", "a.py", "--json", "out.json", "--week", "week7"], "There is no week called week7; `course "),
+        (["report", "nowhere.json", "--json", "out.json"], "nowhere.json: there is no such file."),
+        (["grade", "lessons", "--json", "no/out.json"], "no/out.json: the folder for it does not exist."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -117,6 +127,9 @@ def test_a_wrong_setting_is_one_line(capsys, in_course, monkeypatch, name, value
         ["grade", "a.py", "--json", "out.json", "--jobs", "0"],
         ["grade", "a.py", "--json", "out.json", "--timeout", "-1"],
         ["grade", "a.py", "--json", "out.json", "--device", "tpu"],
+        ["grade", "a.py", "--json", "out.json", "--shard", "3/2"],
+        ["grade", "a.py", "--json", "out.json", "--shard", "half"],
+        ["report", "--json", "out.json"],
     ],
     ids=" ".join,
 )
@@ -145,24 +158,60 @@ def graded(*rows):
         for row in rows:
             if isinstance(row, Exception):
                 raise row
-            yield [row]
+            yield Graded(row.submission, "digest", [row], {})
 
     return grade_class
 
 
-ROW = classroom.Row("a.py", "double", "passed", seconds=0.1)
+ROW = Row("a.py", "double", "passed", seconds=0.1)
 
 
 def test_grade_writes_the_results_and_prints_a_line_for_each_submission(capsys, in_course, monkeypatch):
+    write(in_course / "a.py", "x = 1")
     monkeypatch.setattr(classroom, "grade_class", graded(ROW))
     assert run(capsys, "grade", "a.py", "--json", "out.json") == (0, "a.py: 1 passed\n", "")
     assert json.loads((in_course / "out.json").read_text())["results"][0]["outcome"] == "passed"
 
 
 def test_grade_keeps_what_it_has_when_something_breaks_later(capsys, in_course, monkeypatch):
+    write(in_course / "a.py", "x = 1")
     monkeypatch.setattr(classroom, "grade_class", graded(ROW, CourseError("it broke")))
     assert run(capsys, "grade", "a.py", "--json", "out.json") == (1, "a.py: 1 passed\n", "course: it broke\n")
     assert len(json.loads((in_course / "out.json").read_text())["results"]) == 1
+
+
+def test_resume_grades_what_is_new_or_changed_alone(capsys, grading_course, monkeypatch):
+    for name in ("a.py", "b.py"):
+        (grading_course / name).write_text("def double(values):\n    return 2 * values\n")
+    command = ["grade", "a.py", "b.py", "--json", "out.json", "--device", "cpu"]
+    assert run(capsys, *command, "--shard", "1/2")[0] == 0
+    first = json.loads((grading_course / "out.json").read_text())
+    assert {row["submission"] for row in first["results"]} == {"a.py"}
+    code, out, _ = run(capsys, *command, "--resume")
+    assert (code, out.split("\n")[0]) == (0, "1 of 2 submissions were graded before and did not change.")
+    second = json.loads((grading_course / "out.json").read_text())
+    assert second["results"][:3] == first["results"]
+    assert {row["submission"] for row in second["results"]} == {"a.py", "b.py"}
+    (grading_course / "a.py").write_text("def double(values):\n    return values * values\n")
+    assert run(capsys, *command, "--resume")[0] == 0
+    rows = json.loads((grading_course / "out.json").read_text())["results"]
+    assert [row["misconception"] for row in rows if row["exercise"] == "double"] == ["squares", None]
+    code, _, error = run(capsys, *command, "--resume", "--timeout", "3")
+    assert (code, "was graded with other settings" in error) == (1, True)
+
+
+def test_shards_merged_equal_a_plain_run(capsys, grading_course):
+    for name, body in {"a": "values + values", "b": "values * values", "c": "None"}.items():
+        (grading_course / f"{name}.py").write_text(f"def double(values):\n    return {body}\n")
+    files = ["a.py", "b.py", "c.py", "--device", "cpu"]
+    run(capsys, "grade", *files, "--json", "whole.json")
+    for shard in ("1/2", "2/2"):
+        run(capsys, "grade", *files, "--shard", shard, "--json", f"part{shard[0]}.json")
+    assert run(capsys, "report", "part2.json", "part1.json", "--json", "merged.json")[0] == 0
+    whole, merged = (json.loads((grading_course / f"{name}.json").read_text()) for name in ("whole", "merged"))
+    for row in whole["results"] + merged["results"]:
+        row["seconds"] = 0
+    assert merged == whole
 
 
 # --- start, update ------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from test_classroom import RIGHT
 
-from course_utils import classroom
 from course_utils.classroom import find_files, grade_class
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="submissions are confined on Linux only")
@@ -142,9 +141,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def graded(copied_course, tmp_path, monkeypatch):
+def graded(copied_course, tmp_path):
     """Rows by (submission, exercise) of the whole batch, and the files of the course before and after."""
-    monkeypatch.setattr(classroom, "__file__", str(copied_course / "course_utils" / "classroom.py"))
     folder = tmp_path / "class"
     folder.mkdir()
     for attack in ATTACKS:
@@ -158,7 +156,7 @@ def graded(copied_course, tmp_path, monkeypatch):
     with open(folder / "week90_large.ipynb", "wb") as large:
         large.truncate(101 * 2**20)
     before = contents(copied_course)
-    rows = [row for rows in grade_class([folder], seconds=1.0) for row in rows]
+    rows = [row for graded in grade_class(find_files([folder]), seconds=1.0) for row in graded.rows]
     return {(row.submission, row.exercise): row for row in rows}, before, contents(copied_course)
 
 
@@ -198,10 +196,10 @@ def test_the_same_submissions_get_the_same_rows_in_any_order_and_with_any_number
     for name, body in {"a": "values + values", "b": "values * values", "c": "1 / 0", "d": "None"}.items():
         cells = [f"def double(values):\n    return {body}", RIGHT["Tally"]]
         nbformat.write(new_notebook(cells=list(map(new_code_cell, cells))), folder / f"{name}.ipynb")
-    files = [path for path, _ in find_files([folder])]
+    files = find_files([folder])
 
     def rows(paths, jobs):
-        graded = [row for rows in grade_class(paths, jobs=jobs) for row in rows]
+        graded = [row for graded in grade_class(paths, jobs=jobs) for row in graded.rows]
         return sorted((row.submission, row.exercise, row.outcome, row.misconception, row.message) for row in graded)
 
     assert rows(files, 1) == rows(files[::-1], 3) == rows(files[::-1], 1)
