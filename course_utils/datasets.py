@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 FOLDER = Path(__file__).parent / "data"
 SIDE = 8  # pixels of a digit along one side
 WHITE = 16  # the largest pixel value in the file
+SPECIES = ("Adelie", "Chinstrap", "Gentoo")  # in the order of the labels
+MEASURES = ("bill_length_mm", "bill_depth_mm", "flipper_length_mm", "body_mass_g")  # in the order of the columns
 
 
 def digits(device: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +48,35 @@ def digits_split(
     parts = order[~is_held_out[order]], order[is_held_out[order]]
     train, rest = ((images[part].to(device), labels[part].to(device)) for part in parts)
     return train, rest
+
+
+def penguins(device: str | torch.device = "cpu", missing: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Penguins of three species: four measures (342, 4), float32, and the species (342,), int64 in 0..2.
+
+    Columns are those of `MEASURES`, in mm and g, not scaled; labels are places in `SPECIES`. The order is that of the
+    file, which is sorted by species. missing: also the two birds that were never measured, as rows of nan (344 rows).
+    Both tensors are new on every call, so they may be changed. Source and license: course_utils/data/README.md.
+    """
+    rows = _penguin_rows()
+    measures = torch.tensor([row[:-1] for row in rows], dtype=torch.float32)
+    species = torch.tensor([row[-1] for row in rows], dtype=torch.int64)
+    if not missing:
+        complete = ~measures.isnan().any(dim=1)
+        measures, species = measures[complete], species[complete]
+    return measures.to(device), species.to(device)
+
+
+@cache
+def _penguin_rows() -> list[tuple[float, ...]]:
+    """For each line of the file its measures, nan where there is none, and the number of its species."""
+    with open(FOLDER / "penguins.csv", encoding="utf-8", newline="") as file:
+        return [
+            (
+                *(float("nan" if line[name] == "NA" else line[name]) for name in MEASURES),
+                SPECIES.index(line["species"]),
+            )
+            for line in csv.DictReader(file)
+        ]
 
 
 @cache

@@ -7,14 +7,23 @@ import torch
 
 from course_utils import datasets
 
-SHA256 = "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"
+SHA256 = {
+    "digits.csv": "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8",
+    "penguins.csv": "f204db2c753b0937caac3cb35258562c14f073e4bbc76be24b4c51ce22767a93",
+}
 PER_CLASS = [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
-def test_the_file_is_the_one_its_readme_names():
-    file = datasets.FOLDER / "digits.csv"
-    assert hashlib.sha256(file.read_bytes()).hexdigest() == SHA256
-    assert SHA256 in (datasets.FOLDER / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", SHA256)
+def test_the_file_is_the_one_its_readme_names(name):
+    assert hashlib.sha256((datasets.FOLDER / name).read_bytes()).hexdigest() == SHA256[name]
+    sections = (datasets.FOLDER / "README.md").read_text(encoding="utf-8").split("\n## ")
+    (section,) = [section for section in sections if section.startswith(name)]
+    assert SHA256[name] in section and "- License: " in section and "- Source: " in section
+
+
+def test_every_file_that_ships_has_its_hash_tested():
+    assert {file.name for file in datasets.FOLDER.glob("*.csv")} == set(SHA256)
 
 
 def test_digits_are_images_in_the_unit_interval_with_labels():
@@ -72,3 +81,34 @@ def test_a_split_leaves_the_global_random_state_alone():
 def test_a_split_refuses_an_impossible_share(share):
     with pytest.raises(ValueError, match="between 0 and 1"):
         datasets.digits_split(held_out=share)
+
+
+def test_penguins_are_measures_and_species():
+    measures, species = datasets.penguins()
+    assert measures.shape == (342, 4) and measures.dtype == torch.float32 and measures.isfinite().all()
+    assert species.shape == (342,) and species.dtype == torch.int64
+    assert species.bincount().tolist() == [151, 68, 123]
+    assert measures[0].tolist() == pytest.approx([39.1, 18.7, 181, 3750])
+    assert datasets.SPECIES[species[0]] == "Adelie"
+
+
+def test_the_two_birds_without_measures_come_on_request():
+    measures, species = datasets.penguins(missing=True)
+    assert measures.shape == (344, 4) and species.bincount().tolist() == [152, 68, 124]
+    assert measures.isnan().any(dim=1).nonzero().flatten().tolist() == [3, 271]
+    assert torch.equal(measures[~measures.isnan().any(dim=1)], datasets.penguins()[0])
+
+
+def test_gentoos_are_the_heaviest_with_the_longest_flippers():
+    measures, species = datasets.penguins()
+    means = torch.stack([measures[species == label].mean(0) for label in range(3)])
+    assert means[:, 2:].argmax(0).tolist() == [2, 2]
+    assert means[2].tolist() == pytest.approx([47.505, 14.982, 217.187, 5076.016], rel=1e-4)
+
+
+def test_changing_penguins_changes_no_later_load():
+    measures, species = datasets.penguins()
+    measures.zero_()
+    species.zero_()
+    again, again_species = datasets.penguins()
+    assert again.sum() > 0 and again_species.sum() > 0

@@ -204,6 +204,20 @@ def test_decay_parameter_groups_of_a_transformer_layer_by_the_owner_of_each_name
         assert found.get(id(p)) == (expected if p.requires_grad else None), name
 
 
+def test_decay_parameter_groups_spares_what_a_subclass_inherits_but_not_what_is_inside():
+    """A LayerNorm by inheritance is spared with its direct parameters, and its inner Linear decays."""
+
+    class Gated(nn.LayerNorm):
+        def __init__(self):
+            super().__init__((2, 3))
+            self.gate = nn.Linear(2, 3)
+
+    model = nn.Sequential(Gated())
+    decays, stays = reference("decay_parameter_groups")(model, 0.1)
+    assert [id(p) for p in decays["params"]] == [id(model[0].gate.weight)]
+    assert len(stays["params"]) == 3
+
+
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (1, 8), (4, 20), (9, 10)])
 @pytest.mark.parametrize("floor", [0.0, 0.1])
 def test_warmup_cosine_agrees_with_schedulers_in_sequence(warmup, total, floor):

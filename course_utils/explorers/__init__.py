@@ -1,9 +1,17 @@
 """Explorers: one tool to play with per week, called by name (`explorers.stride_lens()`)."""
 
 from course_utils.explorers.graph_walker import graph_walker
+from course_utils.explorers.loader_timeline import loader_timeline
 from course_utils.explorers.loss_explorer import loss_explorer
 from course_utils.explorers.optimizer_race import optimizer_race
 from course_utils.explorers.signal_through_depth import signal_through_depth
 from course_utils.explorers.stride_lens import stride_lens
 
-__all__ = ["graph_walker", "loss_explorer", "optimizer_race", "signal_through_depth", "stride_lens"]
+__all__ = [
+    "graph_walker",
+    "loader_timeline",
+    "loss_explorer",
+    "optimizer_race",
+    "signal_through_depth",
+    "stride_lens",
+]

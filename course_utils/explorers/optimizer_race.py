@@ -379,8 +379,9 @@ def still(adam_step: AdamStep | None = None) -> Figure:
         path = run(race)
         by_hand = [(run(race, adam_step), OWN_LOOK)] if adam_step and "Adam" in race.optimizer else []
         _draw_board(axis, "ravine", [(path, TORCH_LOOK), *by_hand])
-        axis.set_title(f"{label}\nloss {path.heights(surface)[-1]:.2g}", fontsize=9, loc="left")
-        told.append(f"{label}: {_result(path, surface)}.")
+        yours = " (squares: yours)" if by_hand else ""
+        axis.set_title(f"{label}\nloss {path.heights(surface)[-1]:.2g}{yours}", fontsize=9, loc="left")
+        told.append(f"{label}: {_result(path, surface)}{f', {OWN} beside it as squares' if by_hand else ''}.")
     wide = figure.add_subplot(grid[2, :])
     looks = zip(("-", "--", "-.", ":"), (BLUE, VERMILION, GREEN, BLACK), strict=True)
     for name, (style, color) in zip(SCHEDULES, looks, strict=True):

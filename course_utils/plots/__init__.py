@@ -23,6 +23,9 @@ _HOMES = {
         "grad_timeline", "descent_paths", "parameter_groups", "schedules", "clipped_gradients", "range_test",
         "compare_runs",
     ),
+    "loading": (
+        "loader_pipeline", "epoch_bars", "padded_batch", "deliveries", "gantt", "class_shares", "image_batch",
+    ),
     "figure": ("Figure",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOMES.values() for name in names)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import nn
 
 from course_utils.plots.figure import (
@@ -385,7 +385,11 @@ def compare_runs(
     axis.set_xlabel(xlabel, fontsize=10)
     axis.set_ylabel(ylabel, fontsize=10)
     axis.set_title(title or "", fontsize=11, loc="left")
-    axis.set_yscale("log" if log_y else "linear")
+    if log_y:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))  # runs often span less than a power of ten
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="y", color=PALE, linewidth=0.8)
     axis.set_axisbelow(True)

@@ -109,6 +109,21 @@ def one_number_and_the_default_rate(implementation, draw):
 
 
 @adam_step.case
+def a_gradient_of_zeros_after_another(implementation, draw):
+    size = draw.whole(3, 5)
+    return walk(implementation, draw.normal(size), [draw.normal(size), draw.tensor([0.0] * size)])
+
+
+@adam_step.case
+def a_state_from_a_run_before(implementation, draw):
+    size = draw.whole(3, 5)
+    m, v = draw.normal(size).clone(), draw.normal(size).square()
+    param, state = draw.normal(size), {"step": draw.whole(2, 9), "m": m, "v": v}
+    implementation(param, draw.normal(size), state, lr=0.1)
+    return {"param": param, "state": state}
+
+
+@adam_step.case
 def a_leaf_that_requires_grad(implementation, draw):
     param = draw.normal(3, requires_grad=True)
     seen = walk(implementation, param, [draw.normal(3) for _ in range(2)])
@@ -254,6 +269,25 @@ def averages_not_stored(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-
 
 
 @adam_step.misconception(
+    "You keep the averages in a place of your own and do not read the state that comes in. A run "
+    "that goes on from a checkpoint hands them over there. Go on from state."
+)
+def averages_kept_elsewhere(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+    param.averages = getattr(param, "averages", {})
+    adam_step.reference(param, grad, param.averages, lr, betas, eps)
+    state.update(param.averages)
+
+
+@adam_step.misconception(
+    "You do nothing when all of grad is 0. A gradient of zero is a gradient: the call counts, both "
+    "averages decay, and m still moves the parameter."
+)
+def gradients_of_zeros_skipped(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+    if grad.any():
+        adam_step.reference(param, grad, state, lr, betas, eps)
+
+
+@adam_step.misconception(
     "m is summed up like SGD's velocity, without the factor (1 - b1). Adam's averages are "
     "averages: what the old one gives up, the new gradient gets."
 )
@@ -279,6 +313,20 @@ def second_average_not_squared(param, grad, state, lr=1e-3, betas=(0.9, 0.999), 
 def divides_without_a_root(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
     def move(m, v, t):
         return m / (1 - betas[0] ** t) / (v / (1 - betas[1] ** t) + eps)
+
+    steps(param, grad, state, lr, betas, eps, move=move)
+
+
+@adam_step.misconception(
+    "You move by the averages as they were before this gradient. Update m and v first, then move "
+    "by the new ones."
+)
+def moves_by_the_old_averages(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+    zeros = torch.zeros_like(param.detach())
+    old = {"m": zeros, "v": zeros, **state}
+
+    def move(m, v, t):
+        return old["m"] / (1 - betas[0] ** t) / ((old["v"] / (1 - betas[1] ** t)).sqrt() + eps)
 
     steps(param, grad, state, lr, betas, eps, move=move)
 

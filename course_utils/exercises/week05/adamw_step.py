@@ -116,6 +116,15 @@ def other_betas_and_eps_in_float64(implementation, draw):
 
 
 @adamw_step.case
+def a_state_from_a_run_before(implementation, draw):
+    params, gradients = scene(draw, count=1)
+    (m,), (root,) = gradients(), gradients()
+    states = [{"step": draw.whole(2, 9), "m": m.clone(), "v": root.square()}]
+    implementation(params, gradients(), states, lr=0.1, weight_decay=0.5)
+    return {"params": params, "states": states}
+
+
+@adamw_step.case
 def leaves_that_require_grad(implementation, draw):
     params, gradients = scene(draw)
     params = [param.requires_grad_() for param in params]
@@ -278,6 +287,20 @@ def states_not_stored(
 ):
     copies = [dict(state) for state in states]
     adamw_step.reference(params, grads, copies, lr, betas, eps, weight_decay)
+
+
+@adamw_step.misconception(
+    "You keep the averages in a place of your own and do not read the states that come in. A run "
+    "that goes on from a checkpoint hands them over there. Go on from states[i]."
+)
+def averages_kept_elsewhere(
+    params, grads, states, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+):
+    mine = [getattr(param, "averages", {}) for param in params]
+    adamw_step.reference(params, grads, mine, lr, betas, eps, weight_decay)
+    for param, state, kept in zip(params, states, mine, strict=True):
+        param.averages = kept
+        state.update(kept)
 
 
 @adamw_step.misconception(

@@ -18,9 +18,9 @@ def decay_parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     parameters are in neither.
 
     Second group: parameters with fewer than 2 dimensions, and, whatever their shape, the direct
-    parameters of LayerNorm, GroupNorm, RMSNorm, BatchNorm1d, 2d, 3d and InstanceNorm1d, 2d, 3d at
-    any depth of the model. First group: all others. No parameter is tied between a normalization
-    and another layer. The model is not modified.
+    parameters of LayerNorm, GroupNorm, RMSNorm, BatchNorm1d, 2d, 3d and InstanceNorm1d, 2d, 3d and
+    of their subclasses, at any depth of the model. First group: all others. No parameter is tied
+    between a normalization and another layer. The model is not modified.
     """
     norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     norms += (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -67,6 +67,18 @@ def by_names(implementation, draw, model):
     return named
 
 
+class NormFree(nn.Linear):
+    """A Linear whose class says norm."""
+
+
+class Gated(nn.LayerNorm):
+    """A LayerNorm by inheritance, with a Linear inside that is none."""
+
+    def __init__(self, *shape):
+        super().__init__(shape)
+        self.gate = nn.Linear(*shape)
+
+
 class Classifier(nn.Module):
     """Names that mislead: the normalization is called 1, and normal_head is a Linear."""
 
@@ -74,7 +86,7 @@ class Classifier(nn.Module):
         super().__init__()
         self.unnormalize = nn.Linear(2, width, bias=False)
         self.body = nn.Sequential(nn.Linear(width, 3), nn.LayerNorm((2, 3)), nn.Tanh())
-        self.normal_head = nn.Linear(3, 1)
+        self.normal_head = NormFree(3, 1)
 
 
 @decay_parameter_groups.case
@@ -110,6 +122,18 @@ def a_tied_embedding(implementation, draw):
     model = nn.ModuleDict({"embed": nn.Embedding(words, width), "out": nn.Linear(width, words)})
     model["out"].weight = model["embed"].weight
     return by_names(implementation, draw, model)
+
+
+@decay_parameter_groups.case
+def a_subclass_of_a_norm(implementation, draw):
+    model = nn.Sequential(nn.Linear(3, 3), Gated(*draw.sizes(2)))
+    return by_names(implementation, draw, model)
+
+
+@decay_parameter_groups.case
+def the_same_model_twice(implementation, draw):
+    model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+    return [by_names(implementation, draw, model) for _ in range(2)]
 
 
 @decay_parameter_groups.case
@@ -255,8 +279,50 @@ def direct_children_only(model, weight_decay):
 )
 def layer_norm_only(model, weight_decay):
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    spared = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
+    return split(trained(model), weight_decay, lambda p: p.ndim < 2 or id(p) in spared)
+
+
+@decay_parameter_groups.misconception(
+    "You asked for the word Norm in the name of the class. A Linear may be called NormFree, and a "
+    "subclass of LayerNorm anything. Ask with isinstance."
+)
+def by_the_name_of_the_class(model, weight_decay):
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__]
+    spared = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
+    return split(trained(model), weight_decay, lambda p: p.ndim < 2 or id(p) in spared)
+
+
+@decay_parameter_groups.misconception(
+    "A subclass of LayerNorm does not count as one in your code. `type(m) is ...` and `type(m) in "
+    "...` ask for that class alone; isinstance asks for its subclasses as well."
+)
+def subclasses_missed(model, weight_decay):
+    spared = ids_in(module for module in model.modules() if type(module) in NORMS)
+    return split(trained(model), weight_decay, lambda p: p.ndim < 2 or id(p) in spared)
+
+
+@decay_parameter_groups.misconception(
+    "You spare all that is inside a normalization. A subclass may hold a Linear of its own, whose "
+    "weight decays; only the direct parameters are spared. `parameters()` goes all the way down."
+)
+def everything_inside_a_norm_spared(model, weight_decay):
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
     spared = {id(p) for norm in norms for p in norm.parameters()}
     return split(trained(model), weight_decay, lambda p: p.ndim < 2 or id(p) in spared)
+
+
+@decay_parameter_groups.misconception(
+    "Your function remembers from call to call which parameters it has listed, and at the second "
+    "call for a model they are missing. What you have seen belongs inside the function."
+)
+def remembers_between_calls(model, weight_decay):
+    groups = decay_parameter_groups.reference(model, weight_decay)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if not hasattr(p, "listed")]
+        for p in group["params"]:
+            p.listed = True
+    return groups
 
 
 @decay_parameter_groups.misconception(
@@ -300,7 +366,7 @@ def empty_groups_left_out(model, weight_decay):
 )
 def compares_values(model, weight_decay):
     norms = [module for module in model.modules() if isinstance(module, NORMS)]
-    spared = [p for norm in norms for p in norm.parameters()]
+    spared = [p for norm in norms for p in norm.parameters(recurse=False)]
     return split(trained(model), weight_decay, lambda p: p in spared or p.ndim < 2)
 
 

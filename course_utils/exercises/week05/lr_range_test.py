@@ -129,10 +129,21 @@ def a_loss_that_creeps_up_from_its_smallest(implementation, draw):
 
 
 @lr_range_test.case
+def a_loss_exactly_at_the_limit(implementation, draw):
+    model, batches, height = make_model(draw, 2), make_batches(draw, 2, 1), draw.number(1.0, 3.0)
+    settings = {"lr_min": 0.01, "lr_max": 0.1, "num_steps": 3, "diverge_factor": 1.0}
+
+    def always_the_same(output, target):
+        return height + 0 * output.sum()
+
+    return sweep(implementation, model, always_the_same, batches, **settings)
+
+
+@lr_range_test.case
 def a_loss_that_is_nan_or_infinite(implementation, draw):
-    inputs, bad = draw.whole(2, 4), draw.choice((float("nan"), float("inf")))
+    inputs = draw.whole(2, 4)
     model, batches = make_model(draw, inputs), make_batches(draw, inputs, 3)
-    batches[1][1][0] = bad
+    batches[1][1][0] = float("nan")
     infinite = make_batches(draw, inputs, 2)
     infinite[0][1][0] = float("inf")
     settings = {"lr_min": 1e-3, "lr_max": 1e-2, "num_steps": 4}
@@ -199,7 +210,7 @@ def probe(model, loss_fn, batches, lr_min, lr_max, num_steps, diverge_factor, *,
     start = [tensor.detach().clone() for tensor in saved]
     params = [p for p in model.parameters() if p.requires_grad]
     velocities = [0.0] * len(params)
-    if clear != "never":
+    if clear in (True, "once"):
         model.zero_grad()
     if train:
         model.train()
@@ -223,6 +234,8 @@ def probe(model, loss_fn, batches, lr_min, lr_max, num_steps, diverge_factor, *,
         for i, p in enumerate(params):
             velocities[i] = momentum * velocities[i] + p.grad
             p.data -= lrs[-1] * velocities[i]
+        if clear == "after":
+            model.zero_grad()
         if late:
             losses.append(loss_fn(model(x), y).item())
             if stopped(losses, diverge_factor, stop):
@@ -363,6 +376,16 @@ def gradients_cleared_once(
 
 
 @lr_range_test.misconception(
+    "You clear the gradients after each step, so the first step still adds to what was in .grad "
+    "before the sweep. Clear where it holds for the first step too."
+)
+def gradients_cleared_after_the_step(
+    model, loss_fn, batches, lr_min=1e-6, lr_max=10.0, num_steps=100, diverge_factor=4.0
+):
+    return probe(model, loss_fn, batches, lr_min, lr_max, num_steps, diverge_factor, clear="after")
+
+
+@lr_range_test.misconception(
     "Your sweep has momentum. Then each loss depends on the rates of many steps before; use plain "
     "SGD."
 )
@@ -394,6 +417,19 @@ def nan_does_not_stop_it(
     def stop(losses):
         finite = [loss for loss in losses if loss == loss]
         return bool(finite) and losses[-1] > diverge_factor * min(finite)
+
+    return probe(model, loss_fn, batches, lr_min, lr_max, num_steps, diverge_factor, stop=stop)
+
+
+@lr_range_test.misconception(
+    "You stop at a loss that only reaches the limit. The sweep ends when a loss exceeds it, so the "
+    "comparison is >, not >=."
+)
+def stops_at_the_limit(
+    model, loss_fn, batches, lr_min=1e-6, lr_max=10.0, num_steps=100, diverge_factor=4.0
+):
+    def stop(losses):
+        return not math.isfinite(losses[-1]) or losses[-1] >= diverge_factor * min(losses)
 
     return probe(model, loss_fn, batches, lr_min, lr_max, num_steps, diverge_factor, stop=stop)
 

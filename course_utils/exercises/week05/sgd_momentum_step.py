@@ -26,8 +26,9 @@ def sgd_momentum_step(
     Store v in the slot velocities[i], for every momentum including 0, in memory that the gradient
     does not share. Where grads[i] is None, leave param and velocities[i] as they are.
 
-    Parameters may be leaves that require grad: they stay the same tensors and the same leaves, and
-    no graph is recorded. Gradients are not modified. Return None. Do without torch.optim.
+    Parameters may be leaves that require grad: they stay the same tensors and the same leaves, in
+    the memory they have, and no graph is recorded. Gradients are not modified. Return None. Do
+    without torch.optim.
     """
     with torch.no_grad():
         for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
@@ -115,13 +116,21 @@ def gradients_that_the_caller_clears_and_reuses(implementation, draw):
 
 
 @sgd_momentum_step.case
+def velocities_from_a_run_before(implementation, draw):
+    params, gradients = scene(draw)
+    velocities = [velocity.clone() for velocity in gradients()]
+    implementation(params, gradients(), velocities, lr=0.2, momentum=draw.number(0.5, 0.8))
+    return {"params": params, "velocities": velocities}
+
+
+@sgd_momentum_step.case
 def leaves_that_require_grad(implementation, draw):
     params, gradients = scene(draw)
     params = [param.requires_grad_() for param in params]
     steps = [(draw.number(0.1, 0.3), gradients()) for _ in range(2)]
-    tensors = list(params)
+    tensors, views = list(params), [param.detach() for param in params]
     seen = walk(implementation, params, steps, weight_decay=0.4)
-    return seen | {"leaves": [p.is_leaf for p in tensors]}
+    return seen | {"leaves": [p.is_leaf for p in tensors], "views of their memory": views}
 
 
 def steps(params, grads, velocities, lr, momentum, weight_decay, nesterov, *, d=None, v=None,
@@ -223,6 +232,45 @@ def velocity_made_for_absent_gradients(
 
 
 @sgd_momentum_step.misconception(
+    "Where the gradient is None you throw the velocity away. It stays as it is: the parameter goes "
+    "on with it at the next step it takes part in."
+)
+def velocity_dropped_where_the_gradient_is_none(
+    params, grads, velocities, lr, momentum=0.9, weight_decay=0.0, nesterov=False
+):
+    sgd_momentum_step.reference(params, grads, velocities, lr, momentum, weight_decay, nesterov)
+    for i, grad in enumerate(grads):
+        if grad is None:
+            velocities[i] = None
+
+
+@sgd_momentum_step.misconception(
+    "Your first velocity is zero, so the first step moves nothing. With no velocity from before, "
+    "v is d: the 0 stands for v_old alone."
+)
+def first_velocity_is_zero(
+    params, grads, velocities, lr, momentum=0.9, weight_decay=0.0, nesterov=False
+):
+    def v(d, old, i):
+        return torch.zeros_like(d) if old is None else momentum * old + d
+
+    steps(params, grads, velocities, lr, momentum, weight_decay, nesterov, v=v)
+
+
+@sgd_momentum_step.misconception(
+    "You keep the velocities in a place of your own and do not read the list that comes in. A run "
+    "that goes on from a checkpoint hands its velocities over there. Take v_old from velocities[i]."
+)
+def velocities_kept_elsewhere(
+    params, grads, velocities, lr, momentum=0.9, weight_decay=0.0, nesterov=False
+):
+    mine = [getattr(param, "velocity", None) for param in params]
+    sgd_momentum_step.reference(params, grads, mine, lr, momentum, weight_decay, nesterov)
+    for i, (param, velocity) in enumerate(zip(params, mine, strict=True)):
+        param.velocity = velocities[i] = velocity
+
+
+@sgd_momentum_step.misconception(
     "At the first gradient that is None you leave the loop, and the parameters behind it are "
     "not moved. Only this one is to be skipped."
 )
@@ -296,7 +344,7 @@ def edits_the_gradients(
 
 
 @sgd_momentum_step.misconception(
-    "You put a new tensor into the list, and the tensor that was there is where it was. The model "
+    "You put a new tensor into the list, and the tensor that stood there has not moved. The model "
     "holds that one and never sees your list. Write into the tensor."
 )
 def parameters_replaced(
@@ -305,6 +353,18 @@ def parameters_replaced(
     fresh = [param.detach().clone() for param in params]
     sgd_momentum_step.reference(fresh, grads, velocities, lr, momentum, weight_decay, nesterov)
     params[:] = [p.requires_grad_(q.requires_grad) for p, q in zip(fresh, params, strict=True)]
+
+
+@sgd_momentum_step.misconception(
+    "`param.data = ...` gives the parameter other memory. Its values are right, but a view of the "
+    "old memory, or whatever else shares it, keeps the old ones. Write into the memory that is "
+    "there."
+)
+def memory_exchanged(params, grads, velocities, lr, momentum=0.9, weight_decay=0.0, nesterov=False):
+    fresh = [param.detach().clone() for param in params]
+    sgd_momentum_step.reference(fresh, grads, velocities, lr, momentum, weight_decay, nesterov)
+    for param, moved in zip(params, fresh, strict=True):
+        param.data = moved
 
 
 @sgd_momentum_step.misconception(

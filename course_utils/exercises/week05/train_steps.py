@@ -57,10 +57,11 @@ def make_batches(draw, inputs, count):
     return [(draw.normal(size, inputs), 3 * draw.normal(size, 1)) for size in sizes]
 
 
-def train(implementation, draw, model, batches, *, max_norm=1.0, gamma=None, given=None,
-          **settings):  # fmt: skip
+def train(implementation, draw, model, batches, *, groups=None, max_norm=1.0, gamma=None,
+          given=None, **settings):  # fmt: skip
     """Run the pass; what came back, and the model without its gradients."""
-    optimizer = torch.optim.SGD(model.parameters(), **{"lr": draw.number(0.1, 0.3)} | settings)
+    groups = model.parameters() if groups is None else groups
+    optimizer = torch.optim.SGD(groups, **{"lr": draw.number(0.1, 0.3)} | settings)
     scheduler = gamma and torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=gamma)
     arguments = (scheduler,) if scheduler else ()
     given = batches if given is None else given
@@ -104,6 +105,14 @@ def a_scheduler(implementation, draw):
     inputs, gamma = draw.whole(2, 4), draw.number(0.4, 0.7)
     batches = make_batches(draw, inputs, 3)
     return train(implementation, draw, make_model(draw, inputs), batches, gamma=gamma)
+
+
+@train_steps.case
+def two_groups_of_parameters(implementation, draw):
+    inputs = draw.whole(2, 4)
+    model, batches = make_model(draw, inputs), make_batches(draw, inputs, 2)
+    groups = [{"params": [model[0].weight]}, {"params": [model[0].bias], "lr": 0.01}]
+    return train(implementation, draw, model, batches, groups=groups, max_norm=0.5)
 
 
 @train_steps.case
@@ -196,6 +205,45 @@ def clipped_before_backward(model, optimizer, batches, loss_fn, max_norm, schedu
 def clipped_after_the_step(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
     order = "clear backward rate step clip scheduler"
     return loop(model, optimizer, batches, loss_fn, max_norm, scheduler, order)
+
+
+@train_steps.misconception(
+    "You clip each tensor on its own, so the balance between them is lost. The norm is that of all "
+    "gradients together, and one factor scales them all: hand over all parameters in one call."
+)
+def clipped_tensor_by_tensor(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
+    real = nn.utils.clip_grad_norm_
+
+    def apart(parameters, limit):
+        norms = [real([p], limit) for p in parameters if p.grad is not None]
+        return torch.stack(norms).norm()
+
+    nn.utils.clip_grad_norm_ = apart
+    try:
+        return train_steps.reference(model, optimizer, batches, loss_fn, max_norm, scheduler)
+    finally:
+        nn.utils.clip_grad_norm_ = real
+
+
+@train_steps.misconception(
+    "You clip the parameters of the optimizer's first group alone. The others step with their full "
+    "gradient, and the norm you note leaves them out."
+)
+def first_group_clipped_alone(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
+    losses, norms, lrs = [], [], []
+    model.train()
+    for x, y in batches:
+        loss = loss_fn(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
+        losses.append(loss.item())
+        norms.append(norm.item())
+        lrs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    return losses, norms, lrs
 
 
 @train_steps.misconception(

@@ -99,8 +99,13 @@ def a_min_ratio_out_of_range(implementation, draw):
     return [
         attempt(implementation, total, 2, total, -0.1),
         attempt(implementation, 0, 2, total, 1.1),
-        attempt(implementation, total, 2, total, min_ratio=0),
     ]
+
+
+@warmup_cosine.case
+def a_floor_given_as_an_int(implementation, draw):
+    total = draw.whole(4, 9)
+    return [attempt(implementation, total, 2, total, min_ratio=floor) for floor in (0, 1)]
 
 
 def curve(step, warmup_steps, total_steps, min_ratio, *, warm=None, q=None, value=None):
@@ -122,6 +127,17 @@ def first_factor_is_zero(step, warmup_steps, total_steps, min_ratio=0.0):
         return step / warmup_steps
 
     return curve(step, warmup_steps, total_steps, min_ratio, warm=warm)
+
+
+@warmup_cosine.misconception(
+    "Your warm-up takes one step too many. Its last step is warmup_steps - 1, at the full rate; at "
+    "step warmup_steps your factor is above 1, or a division by zero if there is no warm-up."
+)
+def warmup_one_step_too_long(step, warmup_steps, total_steps, min_ratio=0.0):
+    if step == warmup_steps:
+        warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio)  # for its errors
+        return (step + 1) / warmup_steps
+    return warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio)
 
 
 @warmup_cosine.misconception(
@@ -238,6 +254,23 @@ def cosine_below_zero(step, warmup_steps, total_steps, min_ratio=0.0):
 )
 def returns_a_tensor(step, warmup_steps, total_steps, min_ratio=0.0):
     return torch.tensor(warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio))
+
+
+@warmup_cosine.misconception(
+    "At the end you return min_ratio as it came in. It may have come as the int 0 or 1, and the "
+    "task asks for a Python float."
+)
+def floor_returned_as_it_came(step, warmup_steps, total_steps, min_ratio=0.0):
+    factor = warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio)
+    return min_ratio if step >= total_steps else factor
+
+
+@warmup_cosine.misconception(
+    "From total_steps on your factor is 0. The floor is min_ratio, and the schedule stays there."
+)
+def zero_after_the_end(step, warmup_steps, total_steps, min_ratio=0.0):
+    factor = warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio)
+    return 0.0 if step >= total_steps else factor
 
 
 @warmup_cosine.misconception(
