@@ -20,7 +20,7 @@ test-code: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/course build --check
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests
 
 # The students' notebooks run untouched from top to bottom. The solutions are compared with their stored outputs,
 # which come from a CPU: on CUDA they only have to run.
@@ -32,7 +32,7 @@ test-notebooks: .venv/installed
 test-cuda: .venv/installed
 	@$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit( \
 		'make test-cuda: torch ' + torch.__version__ + ' sees no CUDA device here. Run it on a machine with an NVIDIA GPU.')"
-	COURSE_DEVICE=cuda $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile tests/test_graders.py
+	COURSE_DEVICE=cuda $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests/test_graders.py
 	COURSE_DEVICE=cuda $(MAKE) test-notebooks
 
 build: .venv/installed

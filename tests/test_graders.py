@@ -2,12 +2,14 @@
 
 import ast
 import inspect
+from functools import lru_cache
 
 import pytest
 import torch
 
+from course_utils.classroom import RememberingProcess
 from course_utils.exercise import exercise_weeks, load_exercise
-from course_utils.judge import FAILED, NOT_ATTEMPTED, PASSED, diagnose, grade
+from course_utils.judge import FAILED, NOT_ATTEMPTED, PASSED, diagnose, grade, judge
 from course_utils.observe import TOLERANCES, SeenItems, SeenTensor, difference
 from course_utils.run import Undisturbed, course_device, run_cases
 from course_utils.source import solution_source, stub_source
@@ -25,6 +27,18 @@ each_misconception = pytest.mark.parametrize(
     ("exercise", "misconception"), BANK, ids=[f"{e.name}-{m.name}" for e, m in BANK]
 )
 each_device = pytest.mark.parametrize("device", DEVICES)
+
+
+@lru_cache(maxsize=2 * len(SEEDS))
+def remembering(exercise, seed, device="cpu"):
+    """A process that runs each implementation of the exercise once; tests of one exercise follow each other."""
+    return RememberingProcess(seed, device)
+
+
+def runs_of(exercise, implementation, seed=0):
+    """What is seen of the implementation on the CPU."""
+    with remembering(exercise, seed) as process:
+        return process.run_cases(exercise, implementation)
 
 
 def same(exercise, mine, theirs):
@@ -70,7 +84,12 @@ def test_the_solution_text_passes_on_its_own(exercise):
 @each_device
 def test_a_misconception_is_rejected_and_named(exercise, misconception, device):
     for seed in SEEDS:
-        verdict = grade(exercise, misconception.implementation, seed, device)
+        if seed == 0:
+            verdict = grade(exercise, misconception.implementation, seed, device)
+        else:
+            with remembering(exercise, seed, device) as process:
+                runs = process.run_cases(exercise, misconception.implementation, detail=True)
+                verdict = judge(exercise, runs, process)
         assert verdict.outcome == FAILED, f"seed {seed}: {verdict.message}"
         assert verdict.misconception == misconception.name, f"seed {seed}: {verdict.message}"
         assert misconception.explanation in verdict.message
@@ -78,7 +97,7 @@ def test_a_misconception_is_rejected_and_named(exercise, misconception, device):
 
 @each_exercise
 def test_no_two_misconceptions_look_the_same(exercise):
-    seen = {m.name: run_cases(exercise, m.implementation, 0) for m in exercise.misconceptions}
+    seen = {m.name: runs_of(exercise, m.implementation) for m in exercise.misconceptions}
     names = list(seen)
     twins = [(a, b) for i, a in enumerate(names) for b in names[:i] if same(exercise, seen[a], seen[b])]
     assert not twins, "these look the same in every case: merge them, or add a case that tells them apart"
@@ -89,9 +108,9 @@ def test_every_case_rejects_some_wrong_answer(exercise):
     wrong = [m.implementation for m in exercise.misconceptions]
     wrong += [exercise.broken_version] if exercise.broken_version else []
     useless = {case.name for case in exercise.cases}
-    reference = run_cases(exercise, exercise.reference, 0)
+    reference = runs_of(exercise, exercise.reference)
     for implementation in wrong:
-        for case, mine, right in zip(exercise.cases, run_cases(exercise, implementation, 0), reference, strict=True):
+        for case, mine, right in zip(exercise.cases, runs_of(exercise, implementation), reference, strict=True):
             differs = (
                 difference(mine.raised, right.raised)
                 or difference(mine.observation, right.observation, case.tolerance)
