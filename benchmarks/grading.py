@@ -22,10 +22,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -57,19 +58,26 @@ SECONDS = 1800
 
 @dataclass
 class Cost:
-    """What a command took: wall and processor seconds with all its children, and MB of its largest process."""
+    """What a command took: wall and processor seconds with all its children, and MB of its largest process.
+
+    lines: what it printed, each with the second it came at.
+    """
 
     wall: float
     processor: float
     largest: float
+    lines: list[tuple[float, str]] = field(default_factory=list)
+
+    def moments(self, word: str) -> list[float]:
+        """When the lines came that have the word."""
+        return [moment for moment, line in self.lines if word in line]
 
     def per(self, count: int) -> Cost:
         return Cost(self.wall / count, self.processor / count, self.largest)
 
-    def beyond(self, other: Cost, count: int) -> Cost:
-        """The cost of each of `count` more submissions than `other` had."""
-        wall, processor = self.wall - other.wall, self.processor - other.processor
-        return Cost(wall / count, processor / count, self.largest)
+    def warm(self, wall: float, other: Cost, more: int) -> Cost:
+        """The cost of one submission without the start. wall: as seen. other: the same with `more` submissions fewer."""
+        return Cost(wall, (self.processor - other.processor) / more, self.largest)
 
 
 class Failed(Exception):
@@ -77,27 +85,35 @@ class Failed(Exception):
 
 
 def timed(command: list[str | Path], folder: Path, environment: dict[str, str], log: Path) -> Cost:
-    """Run a command to its end. Raises Failed when it fails or takes far too long."""
-    with open(log, "ab") as text:
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            list(map(str, command)), cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=text, stderr=text
-        )
-        while True:
-            done, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if done or time.perf_counter() - begin > SECONDS:
-                break
-            time.sleep(0.005)
-        wall = time.perf_counter() - begin
-    if not done:
-        process.kill()
-        process.wait()
-    process.returncode = os.waitstatus_to_exitcode(status) if done else -9
+    """Run a command to its end; what it prints goes to the log too. Raises Failed when it fails or takes far too long."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    stop = threading.Timer(SECONDS, process.kill)
+    stop.start()
+    lines = []
+    for line in process.stdout:
+        lines.append((time.perf_counter() - begin, line))
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - begin
+    stop.cancel()
+    process.stdout.close()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    with open(log, "a", encoding="utf-8") as text:
+        text.writelines(line for _, line in lines)
     if process.returncode:
-        tail = log.read_text(errors="replace").strip().splitlines()[-12:]
-        raise Failed(f"{' '.join(map(str, command))} ended with {process.returncode}:\n" + "\n".join(tail))
+        tail = "".join(line for _, line in lines[-12:])
+        raise Failed(f"{' '.join(map(str, command))[:300]} ended with {process.returncode}:\n{tail}")
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, lines)
 
 
 # --- the class ----------------------------------------------------------------------------------------------------------
@@ -190,7 +206,7 @@ class _Renamed(ast.NodeTransformer):
 
 # --- the same tests as plain asserts ------------------------------------------------------------------------------------
 
-HELPER = '''
+HELPER = """
 import torch
 from math import inf, nan
 
@@ -210,7 +226,7 @@ def raises(error, function, *arguments, **named):
     except error:
         return
     raise AssertionError("no " + error.__name__)
-'''
+"""
 
 
 def assertions(exercise: Exercise) -> dict[str, list[str]]:
@@ -289,7 +305,11 @@ def for_otter(answers: dict[str, tuple[str, str]]) -> Any:
 
 def otter_test(exercise: Exercise) -> str:
     """A test file: one test function for each case, the first of them public."""
-    parts = ["from otter.test_files import test_case", HELPER, f'OK_FORMAT = False\nname = "{exercise.name}"\npoints = 1']
+    parts = [
+        "from otter.test_files import test_case",
+        HELPER,
+        f'OK_FORMAT = False\nname = "{exercise.name}"\npoints = 1',
+    ]
     for number, (case, lines) in enumerate(assertions(exercise).items()):
         body = "\n    ".join(lines)
         parts.append(f"@test_case(hidden={number > 0})\ndef test_{case}({exercise.name}):\n    {body}")
@@ -325,7 +345,7 @@ def grade_with_course(folder: Path, work: Path, count: int, jobs: int) -> tuple[
         (part / file.name).write_bytes(file.read_bytes())
     environment = {**os.environ, "PYTHONPATH": str(COURSE)}
     command = [sys.executable, "-m", "course_utils", "grade", part, "--json", out, "--device", "cpu", "--jobs", jobs]
-    cost = timed(command, work, environment, work / "course.log")
+    cost = timed(command, work, environment, work / "log")
     passed: dict[str, set[str]] = {file.name: set() for file in sorted(part.iterdir())}
     for row in json.loads(out.read_text())["results"]:
         if row["outcome"] == "passed":
@@ -354,12 +374,17 @@ def make_environment(cache: Path, package: str) -> Path:
 
 
 OTTER_IN_ONE_PROCESS = """
-import json, sys, time
+import resource, sys, time
 from otter.api import grade_submission
+
+def processor():
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
 for file in sys.argv[2:]:
-    begin, used = time.perf_counter(), time.process_time()
-    results = grade_submission(file, sys.argv[1], quiet=True)
-    print("took", time.perf_counter() - begin, flush=True)
+    begin, used = time.perf_counter(), processor()
+    grade_submission(file, sys.argv[1], quiet=True)
+    print("took", time.perf_counter() - begin, processor() - used, flush=True)
 """
 
 
@@ -379,18 +404,18 @@ def grade_with_otter(python: Path, submissions: list[Any], work: Path) -> dict[s
         nbformat.write(for_otter(submission), file)
         files.append(file)
         out = work / f"out{number:03}"
+        out.mkdir()
         command = [*otter, "run", "-a", work / "autograder.zip", "-o", out, "--no-logo", file]
         costs.append(timed(command, work, environment, log))
         tests_run = json.loads((out / "results.json").read_text())["tests"]
         passed.append(_otter_passed(tests_run))
     command = [python, "-c", OTTER_IN_ONE_PROCESS, work / "autograder.zip", *files]
-    together = timed(command, work, environment, work / "together.log")
-    lines = (work / "together.log").read_text().splitlines()
-    walls = [float(line.split()[1]) for line in lines if line.startswith("took ")]
-    each = Cost(
-        statistics.mean(c.wall for c in costs), statistics.mean(c.processor for c in costs), max(c.largest for c in costs)
-    )
-    return {"each": each, "warm": Cost(statistics.mean(walls), float("nan"), together.largest), "passed": passed}
+    together = timed(command, work, environment, log)
+    took = [tuple(map(float, line.split()[1:])) for _, line in together.lines if line.startswith("took ")]
+    wall, processor = map(statistics.mean, zip(*took, strict=True))
+    each = [statistics.mean(column) for column in zip(*((c.wall, c.processor) for c in costs), strict=True)]
+    largest = max(cost.largest for cost in costs)
+    return {"each": Cost(*each, largest), "warm": Cost(wall, processor, together.largest), "passed": passed}
 
 
 def _otter_passed(tests: list[dict[str, Any]]) -> set[str]:
@@ -428,14 +453,13 @@ def grade_with_nbgrader(python: Path, submissions: list[Any], work: Path) -> dic
         nbformat.write(release, folder / f"{ASSIGNMENT}.ipynb")
     one = timed([*nbgrader, "autograde", ASSIGNMENT, "--student=student000"], work, environment, log)
     everyone = timed([*nbgrader, "autograde", ASSIGNMENT, "--force"], work, environment, log)
-    timed([python, "-c", NBGRADER_SCORES, ASSIGNMENT], work, environment, work / "scores.log")
     scores = {}
-    for line in (work / "scores.log").read_text().splitlines():
+    for _, line in timed([python, "-c", NBGRADER_SCORES, ASSIGNMENT], work, environment, log).lines:
         if line.startswith("scores "):
             _, student, data = line.split(" ", 2)
             scores[student] = {name.removeprefix("test_") for name, score in json.loads(data).items() if score}
     count = len(submissions)
-    warm = everyone.beyond(one, count - 1)
+    warm = everyone.warm((everyone.wall - everyone.moments("Converting notebook")[0]) / count, one, count - 1)
     return {"each": everyone.per(count), "warm": warm, "passed": [scores[name] for name in sorted(scores)]}
 
 
@@ -460,10 +484,8 @@ def check_latency(python: Path | str, folder: Path, environment: dict[str, str],
     """Median milliseconds of a check of the right answer, in one process."""
     answer = solution_source(load_exercise(name))
     code = LATENCY.format(imports=IMPORTS, answer=answer, checks=CHECKS, **parts)
-    log = folder / "latency.log"
-    log.unlink(missing_ok=True)
-    timed([python, "-c", code], folder, environment, log)
-    took, verdict = next(line.split()[1:] for line in log.read_text().splitlines() if line.startswith("took "))
+    lines = timed([python, "-c", code], folder, environment, folder / "log").lines
+    took, verdict = next(line.split()[1:] for _, line in lines if line.startswith("took "))
     if verdict != "True":
         raise Failed(f"the right answer to {name} did not pass")
     return float(took)
@@ -503,8 +525,7 @@ def main() -> None:
         ours, passed = measure_course(folder, work, options)
         theirs = dict(measure_theirs(submissions[: options.theirs], work, options))
         for tool, result in theirs.items():
-            agree = sum(len(mine & his) + len(set(EXERCISES) - mine - his) for mine, his in zip(passed, result["passed"]))
-            print(f"{tool} and course grade agree on {agree} of {options.theirs * len(EXERCISES)} answers")
+            print(agreement(tool, result["passed"], passed, submissions))
         print_ratios(ours, theirs)
         print_latencies(theirs, work, options)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
@@ -517,17 +538,24 @@ def measure_course(folder: Path, work: Path, options: argparse.Namespace) -> tup
     for jobs in (1, 2):
         small, _ = grade_with_course(folder, work, few, jobs)
         large, passed = grade_with_course(folder, work, many, jobs)
-        costs[jobs, "each"], costs[jobs, "warm"] = large.per(many), large.beyond(small, many - few)
+        moments = large.moments("student")
+        wall = (moments[-1] - moments[0]) / (many - 1)
+        costs[jobs, "each"], costs[jobs, "warm"] = large.per(many), large.warm(wall, small, many - few)
         tell(f"course grade --jobs {jobs}", costs[jobs, "each"])
-        tell(f"  without its start ({few} to {many})", costs[jobs, "warm"])
-        print(f"  {few} submissions {small.wall:.1f} s, {small.largest:.0f} MB; ", end="")
-        print(f"{many} submissions {large.wall:.1f} s, {large.largest:.0f} MB", flush=True)
+        tell("  without its start", costs[jobs, "warm"])
+        for count, cost in ((few, small), (many, large)):
+            first, last = cost.moments("student")[0], cost.moments("student")[-1]
+            words = f"first of {count} after {first:.1f} s, last after {last:.1f} s"
+            print(f"  {words}; {cost.processor:.1f} s of processor, {cost.largest:.0f} MB", flush=True)
     return costs, passed
 
 
 def measure_theirs(submissions: list[Any], work: Path, options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     """The name and result of each tool that works here; for the others the reason is printed."""
-    tools = (("nbgrader", grade_with_nbgrader, options.nbgrader_python), ("otter-grader", grade_with_otter, options.otter_python))
+    tools = (
+        ("nbgrader", grade_with_nbgrader, options.nbgrader_python),
+        ("otter-grader", grade_with_otter, options.otter_python),
+    )
     for tool, grade, python in tools:
         place = work / tool
         place.mkdir()
@@ -548,6 +576,16 @@ def tell(words: str, cost: Cost) -> None:
     print(f"{words:<34}{cost.wall:>9.3f}{cost.processor:>11.3f}{cost.largest:>15.0f} MB", flush=True)
 
 
+def agreement(tool: str, theirs: list[set[str]], ours: list[set[str]], submissions: list[Any]) -> str:
+    """How many answers each passed, and what only one of them passed."""
+    more = [(number, name) for number, mine in enumerate(theirs) for name in sorted(mine - ours[number])]
+    less = [(number, name) for number, mine in enumerate(theirs) for name in sorted(ours[number] - mine)]
+    counts = f"{sum(map(len, theirs))} of {len(theirs) * len(EXERCISES)} answers passed, course grade {-len(more) + len(less) + sum(map(len, theirs))}"
+    differ = [f"only {who}: {name} of student{n:03} ({submissions[n][name][0]})"
+              for who, answers in ((tool, more), ("course grade", less)) for n, name in answers]  # fmt: skip
+    return "; ".join([f"{tool}: {counts}", *differ])
+
+
 def print_ratios(ours: dict[Any, Cost], theirs: dict[str, Any]) -> None:
     """How many times as long the faster of the other two takes."""
     if not theirs:
@@ -558,8 +596,7 @@ def print_ratios(ours: dict[Any, Cost], theirs: dict[str, Any]) -> None:
             tool = min(theirs, key=lambda tool: theirs[tool][kind].wall)
             ratio = theirs[tool][kind].wall / ours[jobs, kind].wall
             processor = theirs[tool][kind].processor / ours[jobs, kind].processor
-            more = f", {processor:.0f} in processor time" if processor == processor else ""
-            print(f"  --jobs {jobs}, {words}: {ratio:.0f}{more}  ({tool})")
+            print(f"  --jobs {jobs}, {words}: {ratio:.0f} in wall time, {processor:.0f} in processor time ({tool})")
 
 
 def print_latencies(theirs: dict[str, Any], work: Path, options: argparse.Namespace) -> None:
@@ -583,7 +620,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     cache = Path.home() / ".cache" / "pytorch-course"
     parser.add_argument("--cache", type=Path, default=cache, help=f"where environments are made ({cache})")
-    parser.add_argument("--otter-python", type=Path, help="the Python of an environment that has otter-grader and torch")
+    parser.add_argument(
+        "--otter-python", type=Path, help="the Python of an environment that has otter-grader and torch"
+    )
     parser.add_argument("--nbgrader-python", type=Path, help="the Python of an environment that has nbgrader and torch")
     options = parser.parse_args()
     if not 2 <= options.theirs <= options.submissions:

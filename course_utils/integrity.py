@@ -7,6 +7,7 @@ import inspect
 import math
 import os
 import random
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -34,9 +35,13 @@ class Originals:
     def __init__(self) -> None:
         spaces: list[Any] = [torch, torch.nn, torch.nn.functional, torch.linalg, torch.special, torch.optim,
                              torch.autograd, torch.testing, torch.random, np, math, random, builtins]  # fmt: skip
-        spaces += [module for name, module in list(sys.modules.items()) if name.split(".")[0] == "course_utils"]
+        spaces += [module for name, module in list(sys.modules.items()) if re.fullmatch(r"course_utils(\.\w+)?", name)]
         found = {id(value): value for space in spaces for value in vars(space).values() if isinstance(value, type)}
-        spaces += [kind for kind in found.values() if kind.__module__.startswith(("torch", "course_utils"))]
+        spaces += [
+            kind
+            for kind in found.values()
+            if kind.__module__.startswith(("torch", "course_utils")) and type(kind) is not type(torch.FloatTensor)
+        ]
         self._spaces = []
         for space in {id(space): space for space in spaces}.values():
             own = {name: value for name, value in vars(space).items() if isinstance(value, _REPLACEABLE)}
