@@ -1,9 +1,10 @@
 """`course grade` beside otter-grader and nbgrader, on the same answers: `python benchmarks/grading.py`.
 
 Builds a class whose answers to five exercises of week 01 are right, wrong by the banks' misconceptions, or broken. No
-answer hangs: every tool waits for its own time limit then. Each tool gets the answers in the notebook its students would
-hand in. The tests of otter and nbgrader make the calls that the cases make of the reference, with plain asserts.
-The first run makes an environment for each of the two in the cache folder, about 2 GB in all. Not for Windows.
+answer hangs: then each tool would wait for its own time limit. Each tool gets the answers in the notebook its students
+would hand in. The tests of otter and nbgrader make the calls that the cases make of the reference, with plain asserts;
+they are therefore less strict than the cases.
+The first run makes an environment for each of the two in the cache folder, which takes minutes. Not for Windows.
 """
 
 from __future__ import annotations
@@ -36,14 +37,20 @@ import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 from course_utils.draw import Draw
-from course_utils.exercise import Exercise, exercise_weeks, load_exercise
+from course_utils.exercise import Exercise, load_exercise
 from course_utils.source import solution_source
 
 COURSE = Path(__file__).resolve().parent.parent
 EXERCISES = ("storage_index", "broadcast_shape", "hwc_to_chw", "pick_per_row", "standardize_rows")
 SHARES = {"right": 0.5, "wrong": 0.35, "broken": 0.15}
 ASSIGNMENT = "week01"
-IMPORTS = "import math\nfrom itertools import zip_longest\n\nimport numpy as np\nimport torch\nfrom torch.nn import functional as F\n"
+IMPORTS = """import math
+from itertools import zip_longest
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+"""
 BROKEN = (
     "def {name}(*arguments:\n    return arguments[0]\n",  # does not parse
     "def {name}(*arguments):\n    return torch.no_such_function(*arguments)\n",
@@ -76,7 +83,7 @@ class Cost:
         return Cost(self.wall / count, self.processor / count, self.largest)
 
     def warm(self, wall: float, other: Cost, more: int) -> Cost:
-        """The cost of one submission without the start. wall: as seen. other: the same with `more` submissions fewer."""
+        """One submission's cost without the start. wall: as seen. other: the same for `more` submissions fewer."""
         return Cost(wall, (self.processor - other.processor) / more, self.largest)
 
 
@@ -85,7 +92,7 @@ class Failed(Exception):
 
 
 def timed(command: list[str | Path], folder: Path, environment: dict[str, str], log: Path) -> Cost:
-    """Run a command to its end; what it prints goes to the log too. Raises Failed when it fails or takes far too long."""
+    """Run a command to its end; what it prints goes to the log too. Raises Failed when it fails or takes too long."""
     begin = time.perf_counter()
     process = subprocess.Popen(
         list(map(str, command)),
@@ -116,7 +123,7 @@ def timed(command: list[str | Path], folder: Path, environment: dict[str, str], 
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, lines)
 
 
-# --- the class ----------------------------------------------------------------------------------------------------------
+# --- the class --------------------------------------------------------------------------------------------------------
 
 
 def build_class(count: int, seed: int) -> list[dict[str, tuple[str, str]]]:
@@ -204,7 +211,7 @@ class _Renamed(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-# --- the same tests as plain asserts ------------------------------------------------------------------------------------
+# --- the same tests as plain asserts ----------------------------------------------------------------------------------
 
 HELPER = """
 import torch
@@ -230,7 +237,7 @@ def raises(error, function, *arguments, **named):
 
 
 def assertions(exercise: Exercise) -> dict[str, list[str]]:
-    """For each case the calls it makes of the reference, as one line each; calls that no literal can show are left out."""
+    """For each case the calls it makes of the reference, a line each, but for calls that no literal can show."""
     found = {}
     for case in exercise.cases:
         lines: list[str] = []
@@ -278,7 +285,7 @@ def literal(value: Any) -> str:
     raise TypeError(type(value).__name__)
 
 
-# --- notebooks ----------------------------------------------------------------------------------------------------------
+# --- notebooks --------------------------------------------------------------------------------------------------------
 
 
 def notebook(cells: list[Any]) -> Any:
@@ -334,7 +341,7 @@ def _marked(name: str, **marks: Any) -> dict[str, Any]:
     return {"nbgrader": {**plain, "grade_id": name, **marks}}
 
 
-# --- the tools ----------------------------------------------------------------------------------------------------------
+# --- the tools --------------------------------------------------------------------------------------------------------
 
 
 def grade_with_course(folder: Path, work: Path, count: int, jobs: int) -> tuple[Cost, list[set[str]]]:
@@ -367,7 +374,7 @@ def make_environment(cache: Path, package: str) -> Path:
         print(f"making an environment for {package} in {place}; this takes minutes", flush=True)
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
         torch_version = f"torch=={torch.__version__.partition('+')[0]}"
-        wanted = [package, torch_version, "ipykernel", "-c", COURSE / "constraints.txt"]
+        wanted = [package, torch_version, "numpy", "ipykernel", "-c", COURSE / "constraints.txt"]
         subprocess.run([python, "-m", "pip", "install", "-q", *wanted], check=True)
         done.touch()
     return python
@@ -392,7 +399,6 @@ def grade_with_otter(python: Path, submissions: list[Any], work: Path) -> dict[s
     """`otter run` for each submission, then otter's own function in one process for all."""
     tests, home = work / "tests", work / "home"
     tests.mkdir()
-    home.mkdir()
     for name in EXERCISES:
         (tests / f"{name}.py").write_text(otter_test(load_exercise(name)))
     environment, log = environment_of(python, home), work / "log"
@@ -436,7 +442,6 @@ with Gradebook("sqlite:///gradebook.db") as book:
 def grade_with_nbgrader(python: Path, submissions: list[Any], work: Path) -> dict[str, Any]:
     """`nbgrader autograde`, of one submission and then of all."""
     home, source = work / "home", work / "source" / ASSIGNMENT
-    home.mkdir()
     source.mkdir(parents=True)
     environment, log = environment_of(python, home), work / "log"
     nbformat.write(nbgrader_source(), source / f"{ASSIGNMENT}.ipynb")
@@ -463,7 +468,7 @@ def grade_with_nbgrader(python: Path, submissions: list[Any], work: Path) -> dic
     return {"each": everyone.per(count), "warm": warm, "passed": [scores[name] for name in sorted(scores)]}
 
 
-# --- one check in the notebook ------------------------------------------------------------------------------------------
+# --- one check in the notebook ----------------------------------------------------------------------------------------
 
 LATENCY = """
 import contextlib, io, statistics, time
@@ -504,7 +509,7 @@ def otter_latency(python: Path, name: str, work: Path) -> float:
     return check_latency(python, work, environment, name, **parts, verdict="result.grade == 1")
 
 
-# --- the comparison -----------------------------------------------------------------------------------------------------
+# --- the comparison ---------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
@@ -561,6 +566,13 @@ def measure_theirs(submissions: list[Any], work: Path, options: argparse.Namespa
         place.mkdir()
         try:
             python = python or make_environment(options.cache, tool)
+            (place / "home").mkdir()
+            timed(
+                [python, "-c", IMPORTS + "import ipykernel"],
+                place,
+                environment_of(python, place / "home"),
+                place / "log",
+            )
             result = grade(python, submissions, place)
         except (Failed, OSError, subprocess.CalledProcessError) as error:
             print(f"{tool} could not be measured here: {error}", flush=True)
@@ -577,13 +589,13 @@ def tell(words: str, cost: Cost) -> None:
 
 
 def agreement(tool: str, theirs: list[set[str]], ours: list[set[str]], submissions: list[Any]) -> str:
-    """How many answers each passed, and what only one of them passed."""
-    more = [(number, name) for number, mine in enumerate(theirs) for name in sorted(mine - ours[number])]
-    less = [(number, name) for number, mine in enumerate(theirs) for name in sorted(ours[number] - mine)]
-    counts = f"{sum(map(len, theirs))} of {len(theirs) * len(EXERCISES)} answers passed, course grade {-len(more) + len(less) + sum(map(len, theirs))}"
-    differ = [f"only {who}: {name} of student{n:03} ({submissions[n][name][0]})"
-              for who, answers in ((tool, more), ("course grade", less)) for n, name in answers]  # fmt: skip
-    return "; ".join([f"{tool}: {counts}", *differ])
+    """How many answers the tool passed, and what only one of the two passed."""
+    words = [f"{tool} passed {sum(map(len, theirs))} of {len(theirs) * len(EXERCISES)} answers"]
+    for number, mine in enumerate(theirs):
+        for name in sorted(mine ^ ours[number]):
+            who = tool if name in mine else "course grade"
+            words.append(f"only {who} passed student{number:03}'s {name} ({submissions[number][name][0]})")
+    return "; ".join(words)
 
 
 def print_ratios(ours: dict[Any, Cost], theirs: dict[str, Any]) -> None:

@@ -48,6 +48,18 @@ def unstable(exercise: Exercise) -> list[Part]:
     return [Part("headline", f"{exercise.name}: failed"), Part("text", text)]
 
 
+def unjudged(exercise: Exercise, error: str) -> list[Part]:
+    """About an answer that cannot be judged because the course's own does not run in this process."""
+    text = "Your answer was not judged: the course's own does not run here, so something outside both is broken."
+    after = "Next: restart the kernel and check again. If it happens once more, `course doctor` says what is missing."
+    return [
+        Part("headline", f"{exercise.name}: error"),
+        Part("text", text),
+        Part("facts", error),
+        Part("next", after),
+    ]
+
+
 def rejected(exercise: Exercise, mismatches: list[Mismatch], passed: int, diagnosis: Diagnosis | None) -> Rejection:
     """About a wrong answer: the misconception or a general reason, the most telling call, its output, what next."""
     explained = [m for m in mismatches if diagnosis and m.run.case in diagnosis.cases]

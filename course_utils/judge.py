@@ -8,8 +8,9 @@ from typing import Any
 
 from course_utils.diagnose import diagnose, find_mismatches, is_right
 from course_utils.exercise import Exercise
-from course_utils.explain import accepted, left_alone, rejected, unstable
+from course_utils.explain import accepted, left_alone, rejected, unjudged, unstable
 from course_utils.feedback import Part, as_html, as_text
+from course_utils.observe import short
 from course_utils.run import CaseRun, Undisturbed
 from course_utils.source import is_untouched
 
@@ -56,7 +57,10 @@ def grade(exercise: Exercise, answer: Callable[..., Any], seed: int, device: str
             return not_attempted(exercise)
         process.output.take()
         runs = process.run_cases(exercise, answer, refuse=True)
-        if is_right(exercise, runs, process.run_cases(exercise, exercise.reference, detail=True)):
+        reference = process.run_cases(exercise, exercise.reference, detail=True)
+        if any(run.raised for run in reference):
+            return _without_reference(exercise, reference)
+        if is_right(exercise, runs, reference):
             # Either its results change after they were returned, which is no fault, or it was wrong only at first.
             if not process.agrees(exercise, answer):
                 return _passed(exercise, "".join(run.output for run in runs))
@@ -72,6 +76,8 @@ def grade(exercise: Exercise, answer: Callable[..., Any], seed: int, device: str
 def judge(exercise: Exercise, runs: Sequence[CaseRun], process: Undisturbed) -> Verdict:
     """Judge what was seen of an answer, in `process` or in another one, against the reference on the same draws."""
     reference = process.run_cases(exercise, exercise.reference, detail=True)
+    if any(run.raised for run in reference):
+        return _without_reference(exercise, reference)
     mismatches = find_mismatches(exercise, runs, reference)
     if not mismatches and len(runs) == len(exercise.cases):
         return _passed(exercise)
@@ -83,6 +89,12 @@ def judge(exercise: Exercise, runs: Sequence[CaseRun], process: Undisturbed) -> 
     outcome = ERROR if rejection.crashed else FAILED
     misconception = diagnosis and diagnosis.misconception.name
     return Verdict(exercise.name, outcome, rejection.parts, misconception, rejection.arguments)
+
+
+def _without_reference(exercise: Exercise, reference: Sequence[CaseRun]) -> Verdict:
+    """The verdict where the course's own answer does not run: nothing can be said about another."""
+    error = next(short(run.raised, 300) for run in reference if run.raised)
+    return Verdict(exercise.name, ERROR, unjudged(exercise, error))
 
 
 def _is_unfinished(run: CaseRun) -> bool:

@@ -119,10 +119,10 @@ def run_cases(
         return process.run_cases(exercise, implementation, detail=detail, refuse=refuse)
 
 
-def _run_case(case: Case, recorder: Recorder, draw: Draw, clock: Clock) -> CaseRun:
+def _run_case(case: Case, recorder: Recorder, draw: Draw, clock: Clock, *, bounded: bool) -> CaseRun:
     run = CaseRun(case.name)
     try:
-        clock.armed = True
+        clock.armed = bounded
         seen = case.function(recorder, draw)
         clock.armed = False
         run.observation = observe(seen)
@@ -298,14 +298,16 @@ class Undisturbed:
     ) -> list[CaseRun]:
         """Run every case with the implementation, in order, and freeze what was seen.
 
-        After a case that timed out, the rest is not run. detail: also record every call with its arguments before and
-        after. refuse: stop at the functions the exercise forbids.
+        After a case that timed out, the rest is not run; the reference has all the time it needs.
+        detail: also record every call with its arguments before and after. refuse: stop at the functions the exercise
+        forbids.
         """
         runs: list[CaseRun] = []
+        bounded = implementation is not exercise.reference
         with self._watch(exercise, implementation, refuse, thorough=True) as watch:
             for case, draw in self._cases(exercise):
                 recorder = Recorder(implementation, exercise.name, watch, detail)
-                run = _run_case(case, recorder, draw, self.clock)
+                run = _run_case(case, recorder, draw, self.clock, bounded=bounded)
                 run.left = tuple(_left_changed())
                 run.output, run.forbidden = self.output.take(), watch.called[0] if watch.called else ""
                 watch.called.clear()
@@ -319,8 +321,8 @@ class Undisturbed:
 
         The quick way for right answers: live values are compared, nothing is frozen or recorded. In doubt False.
         """
-        mine = self._live(exercise, answer, refuse=True)
-        right = self._live(exercise, exercise.reference, refuse=False) if mine is not None else None
+        right = self._live(exercise, exercise.reference, refuse=False)  # first, since what it imports takes time
+        mine = self._live(exercise, answer, refuse=True) if right is not None else None
         if mine is None or right is None:
             return False
         return all(
@@ -338,7 +340,7 @@ class Undisturbed:
             with self._watch(exercise, implementation, refuse, thorough=False) as watch:
                 for case, draw in self._cases(exercise, settle_each=False):
                     recorder = Recorder(implementation, exercise.name, watch)
-                    self.clock.armed = True
+                    self.clock.armed = implementation is not exercise.reference
                     seen = case.function(recorder, draw)
                     self.clock.armed = False
                     results.append([seen, None if case.random else recorder.arguments()])

@@ -50,7 +50,7 @@ def main() -> None:
 
 def run_task(task: dict[str, Any], pipe_number: int, originals: Originals | None, deeds: Deeds) -> None:
     """Run the exercises of the task, writing a line before and after each to the pipe."""
-    prepare({exercise_weeks()[name] for name in task["exercises"]}, warm=False)
+    prepare({exercise_weeks()[name] for name in task["exercises"]})
     originals = originals or Originals()
     with os.fdopen(pipe_number, "w", encoding="utf-8") as pipe:
         cells = [Cell(number, source) for number, source in task["cells"]]
@@ -104,16 +104,15 @@ def _end() -> NoReturn:
 _prepared: set[str] = set()
 
 
-def prepare(weeks: set[str], *, warm: bool = True) -> None:
+def prepare(weeks: set[str]) -> None:
     """Load the exercises of the weeks, run each once so that torch is warm, then remove what knows the answers."""
     weeks = weeks - _prepared
     _prepared.update(weeks)
     for name, week in exercise_weeks().items():
         if week in weeks:
             exercise = load_exercise(name)
-            if warm:
-                with Undisturbed(0) as process:
-                    process.run_cases(exercise, exercise.reference, detail=True, refuse=True)
+            with Undisturbed(0) as process:
+                process.run_cases(exercise, exercise.reference, detail=True, refuse=True)
             hollow(exercise)
     if weeks:
         gc.collect()

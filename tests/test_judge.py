@@ -4,6 +4,8 @@ import contextlib
 import html
 import linecache
 import re
+import signal
+import time
 from textwrap import dedent
 
 import numpy as np
@@ -15,7 +17,9 @@ import course_utils.run
 from course_utils.exercise import exercise, load_exercise
 from course_utils.feedback import SIGNS, Part, as_html, as_text, inline_html
 from course_utils.judge import ERROR, FAILED, NOT_ATTEMPTED, OUTCOMES, PASSED, Verdict, grade
+from course_utils.run import Undisturbed
 
+needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this platform")
 STORAGE_INDEX = load_exercise("storage_index")
 
 
@@ -304,6 +308,53 @@ def test_a_right_result_does_not_excuse_a_setting_left_changed(leave, words):
     assert verdict.outcome == FAILED
     assert "leaves a setting of torch other than it found it" in verdict.message
     assert f"afterwards: {words}\n    expected:   as it was" in verdict.message
+
+
+@exercise
+def broken_here(values):
+    """Needs something that is not there."""
+    raise ImportError("no such thing")
+
+
+@broken_here.case
+def a_call(implementation, draw):
+    return implementation(draw.normal(2))
+
+
+@exercise
+def slow(seconds):
+    """Waits the first time, as an import does."""
+    time.sleep(seconds)
+    return 1
+
+
+@slow.case
+def a_moment(implementation, draw):
+    return implementation(0.3)
+
+
+def test_where_the_reference_does_not_run_no_answer_passes():
+    for answer in (broken_here.reference, lambda values: values):
+        verdict = grade(broken_here, answer, 0)
+        assert verdict.outcome == ERROR
+        assert "the course's own does not run here" in verdict.message
+        assert "ImportError: no such thing" in verdict.message
+
+
+@needs_timers
+def test_the_reference_has_all_the_time_it_needs_and_an_answer_does_not():
+    def hasty(seconds):
+        return 1
+
+    def endless(seconds):
+        while True:
+            pass
+
+    with Undisturbed(0, seconds=0.1) as process:
+        assert process.agrees(slow, hasty)
+        assert not process.agrees(slow, endless)
+        assert [run.stopped for run in process.run_cases(slow, slow.reference)] == [""]
+        assert [run.stopped for run in process.run_cases(slow, endless)] == ["stopped after 0.1 s"]
 
 
 # --- diagnosis ----------------------------------------------------------------------------------------------------
