@@ -3,6 +3,7 @@
 from course_utils.explorers.graph_walker import graph_walker
 from course_utils.explorers.loader_timeline import loader_timeline
 from course_utils.explorers.loss_explorer import loss_explorer
+from course_utils.explorers.number_microscope import number_microscope
 from course_utils.explorers.optimizer_race import optimizer_race
 from course_utils.explorers.signal_through_depth import signal_through_depth
 from course_utils.explorers.stride_lens import stride_lens
@@ -11,6 +12,7 @@ __all__ = [
     "graph_walker",
     "loader_timeline",
     "loss_explorer",
+    "number_microscope",
     "optimizer_race",
     "signal_through_depth",
     "stride_lens",

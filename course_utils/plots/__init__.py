@@ -26,6 +26,9 @@ _HOMES = {
     "loading": (
         "loader_pipeline", "epoch_bars", "padded_batch", "deliveries", "gantt", "class_shares", "image_batch",
     ),
+    "precision": (
+        "magnitude_zones", "promotion", "dtype_flow", "gradient_exponents", "amp_step", "copy_timelines", "memory_bars",
+    ),
     "figure": ("Figure",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOMES.values() for name in names)
