@@ -82,6 +82,7 @@ def problems(lessons: list[Lesson]) -> Iterator[str]:
         if len(known) == len(lesson.exercise_names):
             yield from objective_problems(lesson)
             yield from cell_problems(lesson)
+            yield from name_problems(lesson)
             yield from leak_problems(lesson)
 
 
@@ -133,6 +134,18 @@ def cell_problems(lesson: Lesson) -> Iterator[str]:
                         yield f"{place}: {len(line)} characters, {LINE_LENGTH} are allowed: {start}…"
             elif re.search(r"!\[\s*\]\(", cell.source) or images_without_alt(cell.source):
                 yield f"{place}: a picture without alt text; say in words what it shows."
+
+
+def name_problems(lesson: Lesson) -> Iterator[str]:
+    """Names of other weeks' exercises that the lesson's own code defines: `progress` would take them for answers."""
+    for cell in lesson.cells:
+        statements = ast.parse(cell.source).body if cell.cell_type == "code" else []
+        targets = [target for statement in statements for target in getattr(statement, "targets", [])]
+        for name in [getattr(node, "name", getattr(node, "id", "")) for node in [*statements, *targets]]:
+            week = exercise_weeks().get(name, lesson.week.name)
+            if week != lesson.week.name:
+                place = f"lessons/{lesson.file.name}"
+                yield f"{place}: {name} is the name of an exercise of {week}; call it something else."
 
 
 def images_without_alt(html: str) -> list[str]:

@@ -189,6 +189,17 @@ def test_a_lesson_with_alt_texts_and_single_lines_in_common_is_accepted(sample_c
     assert found(sample_course) == []
 
 
+@pytest.mark.parametrize("code", ["def triple(values):\n    return 3 * values", "class triple: ...", "x = triple = 3"])
+def test_a_lesson_that_takes_the_name_of_another_weeks_exercise_is_refused(sample_course, code):
+    write(sample_course / "course_utils" / "exercises" / "week91" / "triple.py", "")
+    edited(sample_course, "import torch", code)
+    assert f"{LESSON_FILE}: triple is the name of an exercise of week91; call it something else." in found(
+        sample_course
+    )
+    edited(sample_course, "triple", "thrice")
+    assert not any("is the name of" in problem for problem in found(sample_course))
+
+
 def test_an_objective_that_nothing_assesses_is_refused(sample_course):
     edited(sample_course, "[objectives]", '[objectives]\n"sample.new" = "fly."', "course_utils/weeks/week90.toml")
     assert found(sample_course) == ["weeks/week90.toml: no exercise or quiz question assesses 'sample.new'."]
