@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 
 from course_utils.errors import CourseError
 from course_utils.exercise import exercise_weeks, load_exercise
-from course_utils.lesson import Lesson, read_lesson
+from course_utils.lesson import Lesson, read_lesson, week_of
 from course_utils.source import solution_source, stub_source
 from course_utils.weeks import week_names
 
@@ -25,22 +25,20 @@ LINE_LENGTH = 100
 SECONDS_PER_CELL = 120
 
 
-def build(root: Path, *, check: bool = False, weeks: Iterable[str] = ()) -> list[str]:
+def build(root: Path, *, check: bool = False, weeks: Collection[str] = ()) -> list[str]:
     """Write the notebooks and the executed solutions of all weeks, or of those given; return what was written.
 
+    weeks: look at these alone, so that an unfinished week does not hold up another.
     check: write nothing; raise CourseError when a committed file differs from what the lessons say.
     Raises CourseError with every problem found, one a line, and then writes nothing.
     """
-    lessons = read_lessons(root)
-    refuse_if(problems(lessons))
-    chosen = [lesson for lesson in lessons if not weeks or lesson.week.name in set(weeks)]
-    unknown = set(weeks) - {lesson.week.name for lesson in lessons}
-    refuse_if(f"There is no lesson for {week}." for week in sorted(unknown))
+    lessons = read_lessons(root, weeks)
+    refuse_if(problems(lessons, weeks))
     if check:
-        refuse_if(stale_files(root, lessons))
+        refuse_if(stale_files(root, lessons, weeks))
         return []
     written = []
-    for lesson in chosen:
+    for lesson in lessons:
         student, solved = lesson.notebook(solved=False), lesson.notebook(solved=True)
         execute(solved, lesson.notebook_name)
         refuse_if(f"solutions/{lesson.notebook_name}: {p}" for p in output_problems(solved))
@@ -52,12 +50,13 @@ def build(root: Path, *, check: bool = False, weeks: Iterable[str] = ()) -> list
     return written
 
 
-def read_lessons(root: Path) -> list[Lesson]:
-    """All lessons in order. Raises CourseError when there are none."""
+def read_lessons(root: Path, weeks: Collection[str] = ()) -> list[Lesson]:
+    """All lessons in order, or those of some weeks. Raises CourseError when there are none, or none for a week."""
     files = sorted((root / "lessons").glob("*.md"))
     if not files:
         raise CourseError(f"There are no lessons/*.md below {root.name}; run this in a clone of the course.")
-    return [read_lesson(file) for file in files]
+    refuse_if(f"There is no lesson for {week}." for week in sorted(set(weeks) - set(map(week_of, files))))
+    return [read_lesson(file) for file in files if not weeks or week_of(file) in weeks]
 
 
 def refuse_if(found: Iterable[str]) -> None:
@@ -74,9 +73,12 @@ def as_text(notebook: NotebookNode) -> str:
 # --- what the build refuses ------------------------------------------------------------------------------------------
 
 
-def problems(lessons: list[Lesson]) -> Iterator[str]:
-    """Everything wrong with lessons, exercises and weeks taken together, a sentence each with its place."""
-    yield from placement_problems(lessons)
+def problems(lessons: list[Lesson], weeks: Collection[str] = ()) -> Iterator[str]:
+    """Everything wrong with lessons, exercises and weeks taken together, a sentence each with its place.
+
+    weeks: those whose lessons were read; nothing for all of them.
+    """
+    yield from placement_problems(lessons, weeks)
     for lesson in lessons:
         known = {name for name in lesson.exercise_names if name in exercise_weeks()}
         if len(known) == len(lesson.exercise_names):
@@ -86,7 +88,7 @@ def problems(lessons: list[Lesson]) -> Iterator[str]:
             yield from leak_problems(lesson)
 
 
-def placement_problems(lessons: list[Lesson]) -> Iterator[str]:
+def placement_problems(lessons: list[Lesson], weeks: Collection[str]) -> Iterator[str]:
     """Exercises that are unknown, placed twice, placed nowhere, or placed in another week's lesson."""
     known = exercise_weeks()
     placed = Counter(name for lesson in lessons for name in lesson.exercise_names)
@@ -100,9 +102,9 @@ def placement_problems(lessons: list[Lesson]) -> Iterator[str]:
         if count > 1:
             yield f"{name} is placed {count} times in lessons/; an exercise stands in one place."
     for name, week in known.items():
-        if name not in placed:
+        if name not in placed and (not weeks or week in weeks):
             yield f"exercises/{week}/{name}.py is placed in no lesson; add a line `{{exercise}} {name}`."
-    for week in sorted(set(week_names()) - {lesson.week.name for lesson in lessons}):
+    for week in sorted(set(weeks or week_names()) - {lesson.week.name for lesson in lessons}):
         yield f"weeks/{week}.toml has no lesson."
 
 
@@ -174,7 +176,7 @@ def body_lines(source: str) -> list[str]:
     return [line for line in lines if len(line) > 12 and not line.startswith(("#", "def ", "@", '"""'))]
 
 
-def stale_files(root: Path, lessons: list[Lesson]) -> Iterator[str]:
+def stale_files(root: Path, lessons: list[Lesson], weeks: Collection[str]) -> Iterator[str]:
     """Committed notebooks that differ from what the lessons say, were not executed, or have no lesson."""
     repair = "`make build` writes it."
     for lesson in lessons:
@@ -196,7 +198,7 @@ def stale_files(root: Path, lessons: list[Lesson]) -> Iterator[str]:
     names = {lesson.notebook_name for lesson in lessons}
     for folder in ("notebooks", "solutions"):
         for file in sorted((root / folder).glob("*.ipynb")):
-            if file.name not in names:
+            if file.name not in names and (not weeks or week_of(file) in weeks):
                 yield f"{folder}/{file.name} has no lesson; delete it or write lessons/{file.stem}.md."
 
 

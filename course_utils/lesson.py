@@ -75,7 +75,12 @@ def read_lesson(file: Path) -> Lesson:
         for match in PLACEHOLDER.finditer(cell.source)
         if match[1] == "exercise"
     ]
-    return Lesson(file, load_week(file.stem.split("_")[0]), tuple(notebook.cells), tuple(names))
+    return Lesson(file, load_week(week_of(file)), tuple(notebook.cells), tuple(names))
+
+
+def week_of(file: Path) -> str:
+    """The week that a lesson's or a notebook's file name begins with."""
+    return file.stem.split("_")[0]
 
 
 def _tags(cell: NotebookNode) -> dict[str, list[str]]:

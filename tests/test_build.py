@@ -114,6 +114,15 @@ def test_only_the_weeks_asked_for_are_written(sample_course, not_executed):
         build(sample_course, weeks=["week91"])
 
 
+def test_an_unfinished_week_holds_up_only_itself(sample_course, not_executed):
+    write(sample_course / "lessons" / "week91_unfinished.md", "Nothing yet.")
+    write(sample_course / "course_utils" / "exercises" / "week91" / "triple.py", "")
+    assert build(sample_course, weeks=["week90"]) == [f"notebooks/{NAME}", f"solutions/{NAME}"]
+    assert build(sample_course, weeks=["week90"], check=True) == []
+    with pytest.raises(CourseError, match=r"^lessons/week91_unfinished\.md: the front matter"):
+        build(sample_course)
+
+
 def test_nothing_is_written_when_something_is_refused(sample_course, not_executed):
     edited(sample_course, "{exercise} double", "")
     with pytest.raises(CourseError):
