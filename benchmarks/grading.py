@@ -352,11 +352,7 @@ def grade_with_course(folder: Path, work: Path, count: int, jobs: int) -> tuple[
         (part / file.name).write_bytes(file.read_bytes())
     environment = {**os.environ, "PYTHONPATH": str(COURSE)}
     command = [sys.executable, "-m", "course_utils", "grade", part, "--json", out, "--device", "cpu", "--jobs", jobs]
-    try:
-        cost = timed(command, work, environment, work / "log")
-    except Failed as error:
-        print(f"`course grade` failed and is run again: {str(error).strip().splitlines()[-1]}", flush=True)
-        cost = timed(command, work, environment, work / "log")
+    cost = timed(command, work, environment, work / "log")
     passed: dict[str, set[str]] = {file.name: set() for file in sorted(part.iterdir())}
     for row in json.loads(out.read_text())["results"]:
         if row["outcome"] == "passed":

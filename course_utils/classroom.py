@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,7 @@ from course_utils.judge import ERROR, NOT_ATTEMPTED, Verdict, judge, not_attempt
 from course_utils.results import Graded, Row
 from course_utils.run import CaseRun, Undisturbed, course_seed
 from course_utils.source import solution_source
-from course_utils.submission import (
-    Cell,
-    defined_names,
-    definitions,
-    fingerprints,
-    read_cells,
-    suspicious_imports,
-)
+from course_utils.submission import Cell, contents, read_cells
 from course_utils.worker import decode_run
 from course_utils.workers import Report, Workers
 
@@ -135,7 +129,8 @@ def open_submission(path: Path, name: str, week: str = "") -> Submission:
     except CourseError as error:
         submission.problem = str(error)
     if not week:
-        weeks |= {known[defined] for defined in defined_names(submission.cells) if defined in known}
+        names = {name for cell in submission.cells for name in contents(cell.source).names}
+        weeks |= {known[name] for name in names & known.keys()}
     submission.exercises = [exercise for exercise, of in known.items() if of in weeks]
     if not submission.exercises and not submission.problem:
         submission.problem = f"{path.name} defines none of the course's exercises."
@@ -161,18 +156,23 @@ def run_submission(submission: Submission, workers: Workers) -> tuple[Submission
     """The submission, and what was seen of each of its exercises."""
     if submission.problem:
         return submission, {}
-    return submission, workers.run(submission.path.name, submission.cells, submission.exercises)
+    cells = [cell for cell in submission.cells if contents(cell.source).is_run]
+    return submission, workers.run(submission.path.name, cells, submission.exercises)
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
 class RememberingProcess(Undisturbed):
-    """Runs each of the course's own implementations once and remembers what was seen: the draws never change."""
+    """Runs each of the course's own implementations once and remembers what was seen: the draws never change.
+
+    It also remembers verdicts: many answers of a class are seen alike.
+    """
 
     def __init__(self, seed: int, device: str) -> None:
         super().__init__(seed, device)
         self._seen: dict[tuple[Any, bool], list[CaseRun]] = {}
+        self.judged = lru_cache(maxsize=1_000)(self._judge)
 
     def run_cases(
         self, exercise: Exercise, implementation: Callable[..., Any], *, detail: bool = False, refuse: bool = False
@@ -183,8 +183,16 @@ class RememberingProcess(Undisturbed):
             self._seen[key] = super().run_cases(exercise, implementation, detail=detail)
         return self._seen[key]
 
+    def _judge(self, name: str, line: bytes) -> Verdict:
+        """The verdict on what a worker wrote; the calls, most of that, are decoded only where something is wrong."""
+        exercise, runs = load_exercise(name), json.loads(line)["runs"]
+        seen = [decode_run(run, calls=False) for run in runs]
+        if not is_right(exercise, seen, self.run_cases(exercise, exercise.reference, detail=True)):
+            seen = [decode_run(run) for run in runs]
+        return judge(exercise, seen, self)
 
-def judge_submission(submission: Submission, reports: dict[str, Report], process: Undisturbed) -> Graded:
+
+def judge_submission(submission: Submission, reports: dict[str, Report], process: RememberingProcess) -> Graded:
     """The rows of one submission, from what its workers reported."""
     if submission.problem:
         names = submission.exercises or [""]
@@ -192,53 +200,50 @@ def judge_submission(submission: Submission, reports: dict[str, Report], process
         return Graded(submission.name, submission.digest, rows, {})
     with process:
         rows = _judge_exercises(submission, reports, process)
-    answers = fingerprints(submission.cells, {row.exercise for row in rows if row.outcome != NOT_ATTEMPTED})
+    digests = {name: digest for cell in submission.cells for name, digest in contents(cell.source).digests.items()}
+    attempted = [row.exercise for row in rows if row.outcome != NOT_ATTEMPTED]
+    answers = {name: digests[name] for name in attempted if name in digests}
     for row in rows:
-        if row.exercise in answers and answers[row.exercise] == _fingerprint_of_solution(row.exercise):
+        if row.exercise in answers and answers[row.exercise] == _digest_of_solution(row.exercise):
             row.flags.append("the course's own solution, word for word")
     return Graded(submission.name, submission.digest, rows, answers)
 
 
 @cache
-def _fingerprint_of_solution(name: str) -> str:
-    return fingerprints([Cell(1, solution_source(load_exercise(name)))], {name}).get(name, "")
+def _digest_of_solution(name: str) -> str:
+    return contents(solution_source(load_exercise(name))).digests.get(name, "")
 
 
-def _judge_exercises(submission: Submission, reports: dict[str, Report], process: Undisturbed) -> list[Row]:
-    imports = suspicious_imports(submission.cells)
-    _, syntax = definitions(submission.cells)
+def _judge_exercises(submission: Submission, reports: dict[str, Report], process: RememberingProcess) -> list[Row]:
+    imports = dict.fromkeys(f"imports {m}" for cell in submission.cells for m in contents(cell.source).imports)
+    unreadable = [cell for cell in submission.cells if contents(cell.source).problem]
     rows = []
     for name in submission.exercises:
         row = _judge_exercise(submission.name, name, reports.get(name), process)
-        broken = [sentence for number, sentence in syntax.items() if _mentions(submission.cells, number, name)]
+        broken = [cell for cell in unreadable if f"def {name}" in cell.source or f"class {name}" in cell.source]
         if row.outcome == NOT_ATTEMPTED and broken:
-            row.outcome, row.message = ERROR, broken[-1]
+            row.outcome = ERROR
+            row.message = f"code cell {broken[-1].number} has {contents(broken[-1].source).problem}"
         report = reports.get(name)
         row.flags = list(dict.fromkeys([*imports, *(report.flags if report else [])]))
         rows.append(row)
     return rows
 
 
-def _mentions(cells: list[Cell], number: int, name: str) -> bool:
-    return any(
-        cell.number == number and (f"def {name}" in cell.source or f"class {name}" in cell.source) for cell in cells
-    )
-
-
-def _judge_exercise(submission: str, name: str, report: Report | None, process: Undisturbed) -> Row:
+def _judge_exercise(submission: str, name: str, report: Report | None, process: RememberingProcess) -> Row:
     row = Row(submission, name, ERROR, seconds=round(report.seconds, 3) if report else 0.0)
     if report is None or report.data is None:
         row.message = f"{name} could not be graded: {report.died if report else 'its process did not start'}."
         return row
-    exercise, data = load_exercise(name), report.data
+    data = report.data
     if data.get("untouched"):
-        row.outcome, row.message = NOT_ATTEMPTED, not_attempted(exercise).message
+        row.outcome, row.message = NOT_ATTEMPTED, not_attempted(load_exercise(name)).message
     elif "problem" in data:
         row.outcome = ERROR if data["problem"] else NOT_ATTEMPTED
         row.message = str(data["problem"]) or f"{name} is not defined in this submission."
     else:
         try:
-            verdict = _judge_runs(exercise, data["runs"], process)
+            verdict = process.judged(name, report.line)
         except Exception as error:  # the process can write anything, and nothing it writes may end the batch
             row.message = f"{name} could not be graded: its process reported something unreadable ({error})."
             return row
@@ -248,11 +253,3 @@ def _judge_exercise(submission: str, name: str, report: Report | None, process: 
             verdict.message,
         )
     return row
-
-
-def _judge_runs(exercise: Exercise, runs: list[dict[str, Any]], process: Undisturbed) -> Verdict:
-    """Judge encoded runs; their calls, most of what there is to decode, only where something is wrong."""
-    seen = [decode_run(run, calls=False) for run in runs]
-    if not is_right(exercise, seen, process.run_cases(exercise, exercise.reference, detail=True)):
-        seen = [decode_run(run) for run in runs]
-    return judge(exercise, seen, process)

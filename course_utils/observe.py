@@ -79,6 +79,7 @@ class Difference(NamedTuple):
 
 NAMED_TUPLE = "tuple "  # how the kind of a NamedTuple begins
 SCALARS = {int, float, bool, type(None), complex}
+_JSON_SCALARS = {str, float, bool, type(None)}  # with whole numbers of moderate size: what JSON gives back as it was
 SEEN = {SeenTensor, SeenItems, SeenError, SeenOther}
 
 
@@ -483,6 +484,8 @@ def _nested(values: Any) -> str:
 def encode(seen: Any) -> Any:
     """An observation as JSON values; tensors as raw bytes in base64. `decode` gives it back."""
     kind = type(seen)
+    if kind in _JSON_SCALARS or (kind is int and seen.bit_length() < 64):
+        return seen
     if kind is SeenTensor:
         raw = b"" if seen.device == "meta" else _raw_bytes(seen.values)
         data = [binascii.b2a_base64(raw, newline=False).decode(), str(seen.values.dtype).removeprefix("torch.")]
@@ -494,20 +497,21 @@ def encode(seen: Any) -> Any:
         return ["error", list(seen.lineage), seen.message]
     if kind is SeenOther:
         return ["other", seen.kind]
-    if kind is complex:
-        return ["complex", seen.real.hex(), seen.imag.hex()]
-    if kind is float:
-        return ["float", seen.hex()]
-    return ["int", hex(seen)] if kind is int else ["plain", seen]
+    return ["complex", seen.real, seen.imag] if kind is complex else ["int", hex(seen)]
 
 
 def _raw_bytes(values: torch.Tensor) -> bytes:
-    flat = torch.empty(values.numel(), dtype=values.dtype, device="cpu")  # of stride 1 and no lazy conjugate
-    return flat.copy_(values.reshape(-1)).view(torch.uint8).numpy().tobytes()
+    try:
+        return values.numpy(force=True).tobytes()
+    except TypeError:  # a dtype that NumPy does not have
+        flat = torch.empty(values.numel(), dtype=values.dtype, device="cpu")  # of stride 1, which `view` needs
+        return flat.copy_(values.reshape(-1)).view(torch.uint8).numpy().tobytes()
 
 
 def decode(data: Any) -> Any:
     """The observation that `encode` turned into JSON values. Raises ValueError, TypeError or KeyError otherwise."""
+    if type(data) in _JSON_SCALARS or type(data) is int:
+        return data
     match data:
         case ["tensor", kind, [raw, dtype], shape, *rest]:
             return SeenTensor(kind, _decode_values(raw, dtype, [0] if "meta" in rest else shape), tuple(shape), *rest)
@@ -519,13 +523,9 @@ def decode(data: Any) -> Any:
         case ["other", kind]:
             return SeenOther(kind)
         case ["complex", real, imaginary]:
-            return complex(float.fromhex(real), float.fromhex(imaginary))
-        case ["float", text]:
-            return float.fromhex(text)
+            return complex(real, imaginary)
         case ["int", text]:
             return int(text, 16)
-        case ["plain", bool() | str() | None as value]:
-            return value
     raise ValueError("not an observation")
 
 

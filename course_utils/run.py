@@ -149,15 +149,12 @@ def _note_failure(run: CaseRun, error: BaseException) -> None:
 
 def answer_lines(error: BaseException) -> tuple[str, ...]:
     """The lines of the answer that the exception passed through, outermost first, at most six."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(LIBRARIES) and "site-packages" not in frame.filename
-    ]
     lines = []
-    for frame in frames:
-        text = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
-        lines.append(f"line {frame.lineno}, in {frame.name}: {text}")
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        if not code.co_filename.startswith(LIBRARIES) and "site-packages" not in code.co_filename:
+            text = linecache.getline(code.co_filename, number, frame.f_globals).strip()
+            lines.append(f"line {number}, in {code.co_name}: {text}")
     return tuple(lines if len(lines) <= 6 else [*lines[:3], f"… {len(lines) - 6} more …", *lines[-3:]])
 
 

@@ -7,8 +7,9 @@ import hashlib
 import json
 import linecache
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from course_utils.run import Clock
 
 FEWEST_NODES = 40
 LARGEST_BYTES = 100 * 2**20
+LARGEST_KEPT = 20_000  # characters
 
 # Modules that a right answer has no use for; an answer that imports one is graded and shown to a person.
 SUSPICIOUS = ("inspect", "gc", "ctypes", "pickle", "marshal", "course_utils.exercises", "course_utils.judge",
@@ -29,6 +31,7 @@ _CONSTANT = (
 )  # fmt: skip
 
 
+_UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
 _MAGIC = re.compile(r"\s*([\w, ]+=\s*)?[%!]|\s*\?|[^#'\"]*\?\s*$")  # %time f(), files = !ls, ?f, f?
 
 
@@ -83,27 +86,14 @@ def python_only(source: str) -> str:
     """The source with magics and shell lines blanked, so that line numbers stay; Python is left as it is."""
     if source.lstrip().startswith("%%") and not re.match(r"\s*%%(time|capture)\b", source):
         return ""
-    with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-        ast.parse(source)
+    if not contents(source).problem:
         return source
     return "\n".join("" if _MAGIC.match(line) else line for line in source.split("\n"))
 
 
-def definitions(cells: list[Cell]) -> tuple[list[tuple[Cell, ast.stmt]], dict[int, str]]:
-    """The statements that grading runs, in order, and for each cell with a syntax error a sentence about it."""
-    kept: list[tuple[Cell, ast.stmt]] = []
-    problems: dict[int, str] = {}
-    for cell in cells:
-        try:
-            statements = ast.parse(cell.source).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            line = getattr(error, "lineno", None)
-            problems[cell.number] = (
-                f"code cell {cell.number} has a syntax error{f' in line {line}' if line else ''}: {error.args[0]}"
-            )
-            continue
-        kept += [(cell, statement) for statement in statements if is_kept(statement)]
-    return kept, problems
+def definitions(source: str) -> list[ast.stmt]:
+    """The statements of a cell that grading runs, in order. Raises SyntaxError and the like for one without them."""
+    return [statement for statement in ast.parse(source).body if is_kept(statement)]
 
 
 def is_kept(statement: ast.stmt) -> bool:
@@ -118,47 +108,59 @@ def is_kept(statement: ast.stmt) -> bool:
     return False
 
 
-def defined_names(cells: list[Cell]) -> set[str]:
-    """Names that the kept statements bind at top level."""
-    names: set[str] = set()
-    for _, statement in definitions(cells)[0]:
-        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-            names.add(statement.name)
-        elif isinstance(statement, ast.Assign):
-            names.update(target.id for target in statement.targets if isinstance(target, ast.Name))
-    return names
+class Contents(NamedTuple):
+    """What grading has to know of a cell's text before it runs.
 
-
-def suspicious_imports(cells: list[Cell]) -> list[str]:
-    """Flags, one for each import anywhere in the submission that an answer has no use for."""
-    flags = []
-    for cell in cells:
-        try:
-            tree = ast.parse(cell.source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        for node in ast.walk(tree):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            flags += [f"imports {m}" for m in modules if m in SUSPICIOUS or m.startswith("course_utils.exercises.")]
-    return list(dict.fromkeys(flags))
-
-
-def fingerprints(cells: list[Cell], names: set[str]) -> dict[str, str]:
-    """For each of the names that the cells define, a digest of its code without comments, docstrings and layout.
-
-    Code too short to be a person's own has none.
+    names: what the statements that grading runs bind. is_run: whether there are any. imports: the modules that an
+    answer has no use for. digests: for each function and class, one of its code without comments, docstrings and
+    layout; code too short to be a person's own has none. problem: about a syntax error.
     """
-    found: dict[str, str] = {}
-    for _, statement in definitions(cells)[0]:
-        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and statement.name in names:
-            for node in ast.walk(statement):
-                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
-                    node.body = node.body[1:]
-            if sum(1 for _ in ast.walk(statement)) >= FEWEST_NODES:
-                found[statement.name] = hashlib.sha256(ast.dump(statement).encode()).hexdigest()[:16]
-    return found
+
+    names: frozenset[str] = frozenset()
+    is_run: bool = False
+    imports: tuple[str, ...] = ()
+    digests: Mapping[str, str] = {}
+    problem: str = ""
+
+
+def contents(source: str) -> Contents:
+    """Look at a cell's text. The notebooks of a class share most cells; each of these is looked at once."""
+    return _contents(source) if len(source) < LARGEST_KEPT else _contents.__wrapped__(source)
+
+
+@lru_cache(maxsize=5_000)
+def _contents(source: str) -> Contents:
+    try:
+        tree = ast.parse(source)
+    except _UNREADABLE as error:
+        line = getattr(error, "lineno", None)
+        reason = error.args[0] if error.args else type(error).__name__
+        return Contents(problem=f"a syntax error{f' in line {line}' if line else ''}: {reason}")
+    kept = [statement for statement in tree.body if is_kept(statement)]
+    names = frozenset(name for statement in kept for name in _bound(statement, imports=False))
+    imports = dict.fromkeys(module for node in ast.walk(tree) for module in _suspicious_imports(node))
+    digests = {}
+    for statement in kept:
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)) and (digest := _digest(statement)):
+            digests[statement.name] = digest
+    return Contents(names, bool(kept), tuple(imports), digests)
+
+
+def _suspicious_imports(node: ast.AST) -> Iterator[str]:
+    modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    if isinstance(node, ast.ImportFrom) and node.module:
+        modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    yield from (m for m in modules if m in SUSPICIOUS or m.startswith("course_utils.exercises."))
+
+
+def _digest(definition: ast.FunctionDef | ast.ClassDef) -> str:
+    """Of a definition, whose docstrings it takes away; "" for a short one."""
+    for node in ast.walk(definition):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    if sum(1 for _ in ast.walk(definition)) < FEWEST_NODES:
+        return ""
+    return hashlib.sha256(ast.dump(definition).encode()).hexdigest()[:16]
 
 
 def run_definitions(cells: list[Cell], file_name: str, clock: Clock) -> tuple[dict[str, Any], dict[str, str]]:
@@ -169,7 +171,7 @@ def run_definitions(cells: list[Cell], file_name: str, clock: Clock) -> tuple[di
     namespace: dict[str, Any] = {"__name__": "__submission__"}
     failures: dict[str, str] = {}
     clock.start()
-    for cell, statement in definitions(cells)[0]:
+    for cell, statement in _statements(cells):
         place = f"{file_name}{PLACE}{cell.number}"
         linecache.cache[place] = (
             len(cell.source),
@@ -195,10 +197,16 @@ def run_definitions(cells: list[Cell], file_name: str, clock: Clock) -> tuple[di
     return namespace, failures
 
 
-def _bound(statement: ast.stmt) -> Iterator[str]:
+def _statements(cells: list[Cell]) -> Iterator[tuple[Cell, ast.stmt]]:
+    for cell in cells:
+        with suppress(*_UNREADABLE):
+            yield from [(cell, statement) for statement in definitions(cell.source)]
+
+
+def _bound(statement: ast.stmt, *, imports: bool = True) -> Iterator[str]:
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield statement.name
-    elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+    elif imports and isinstance(statement, (ast.Import, ast.ImportFrom)):
         yield from ((alias.asname or alias.name).split(".")[0] for alias in statement.names)
     elif isinstance(statement, ast.Assign):
         yield from (target.id for target in statement.targets if isinstance(target, ast.Name))

@@ -59,7 +59,8 @@ def run_task(task: dict[str, Any], pipe_number: int, originals: Originals | None
         for name in task["exercises"]:
             _write(pipe, {"begins": name})
             report = _report(name, namespace, failures, task)
-            _write(pipe, {"exercise": name, **report, "flags": _flags(originals, deeds)})
+            flags = _flags(originals, deeds) if name in namespace else []
+            _write(pipe, {"exercise": name, **report, "flags": flags})
 
 
 def _define(cells: list[Cell], task: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -32,12 +32,16 @@ LARGEST_REPORT = 64 * 2**20
 
 @dataclass
 class Report:
-    """What the worker wrote about an exercise, how long it took, what it noticed, and why there is nothing if so."""
+    """What the worker wrote about an exercise, how long it took, what it noticed, and why there is nothing if so.
+
+    line: `data` as it came.
+    """
 
     data: dict[str, Any] | None
     seconds: float
     died: str = ""
     flags: list[str] = field(default_factory=list)
+    line: bytes = b""
 
 
 class Workers:
@@ -99,7 +103,7 @@ def collect(slot: Slot, task: dict[str, Any]) -> dict[str, Report]:
             current, started = data["begins"], time.monotonic()
             slot.extend(2 * seconds + 5)
         elif data.get("exercise") == current and current:
-            reports[current] = Report(data, time.monotonic() - started, flags=flags + noticed)
+            reports[current] = Report(data, time.monotonic() - started, flags=flags + noticed, line=line)
             current = ""
         elif not reports:
             flags += noticed

@@ -18,13 +18,11 @@ from course_utils.results import Graded, Results, Row, merge, read_results, writ
 from course_utils.run import Clock, Undisturbed, run_cases
 from course_utils.submission import (
     Cell,
-    defined_names,
+    contents,
     definitions,
-    fingerprints,
     python_only,
     read_cells,
     run_definitions,
-    suspicious_imports,
 )
 from course_utils.worker import decode_run, encode_run
 
@@ -132,19 +130,17 @@ def test_only_imports_definitions_and_constants_are_kept():
         async def g(): pass
         class C: pass
     """)
-    kept, problems = definitions(cells)
-    assert [statement.lineno for _, statement in kept] == [2, 3, 4, 5, 6, 16, 17, 18]
-    assert problems == {}
+    assert [statement.lineno for statement in definitions(cells[0].source)] == [2, 3, 4, 5, 6, 16, 17, 18]
 
 
 def test_a_syntax_error_costs_its_cell_alone():
-    kept, problems = definitions(cells_of("x = 1", "def f(:\n    pass", "def g(): pass"))
-    assert [cell.number for cell, _ in kept] == [1, 3]
-    assert problems == {2: "code cell 2 has a syntax error in line 1: invalid syntax"}
+    seen = [contents(cell.source) for cell in cells_of("x = 1", "def f(:\n    pass", "def g(): pass", "print(1)")]
+    assert [cell.is_run for cell in seen] == [True, False, True, False]
+    assert [cell.problem for cell in seen] == ["", "a syntax error in line 1: invalid syntax", "", ""]
 
 
 def test_defined_names_are_those_of_the_kept_statements():
-    assert defined_names(cells_of("x = y = 1", "def f(): pass\nclass C: pass", "z = f()")) == {"x", "y", "f", "C"}
+    assert contents("x = y = 1\ndef f(): pass\nclass C: pass\nimport math\nz = f()").names == {"x", "y", "f", "C"}
 
 
 def test_imports_that_no_answer_needs_are_flagged_wherever_they_stand():
@@ -154,12 +150,11 @@ def test_imports_that_no_answer_needs_are_flagged_wherever_they_stand():
         "def broken(:",
         "import inspect",
     )
-    assert suspicious_imports(cells) == [
-        "imports inspect",
-        "imports gc",
-        "imports course_utils.exercises.week01",
-        "imports course_utils.exercises.week01.storage_index",
-        "imports course_utils.exercises",
+    assert [contents(cell.source).imports for cell in cells] == [
+        ("inspect", "gc"),
+        ("course_utils.exercises.week01", "course_utils.exercises.week01.storage_index", "course_utils.exercises"),
+        (),
+        ("inspect",),
     ]
 
 
@@ -378,7 +373,7 @@ def test_a_fingerprint_sees_the_code_and_not_its_dress():
         f"def f(a):\n    return 1 + {long}",
         "def f(a):\n    return a",
     ]
-    first, dressed, other, short = (fingerprints(cells_of(cell), {"f"}).get("f") for cell in cells)
+    first, dressed, other, short = (contents(cell).digests.get("f") for cell in cells)
     assert first == dressed != other
     assert short is None
 

@@ -526,8 +526,6 @@ def test_odd_values_travel_too(value):
 @pytest.mark.parametrize(
     "data",
     [
-        None,
-        7,
         {},
         [],
         ["plain", 3],
@@ -536,7 +534,7 @@ def test_odd_values_travel_too(value):
         ["int", 3],
         ["float", None],
         ["items", "list", None, 5],
-        ["items", "list", None, [7]],
+        ["items", "list", None, [[]]],
         ["other"],
         ["unheard of", 1],
         ["tensor", "tensor", ["AAAA", "float32"], [7], "torch.float32", "cpu", False, "strided"],
