@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 
 _HOMES = {
-    "course_device": "run",
+    "course_device": "settings",
     "check": "student",
     "failing_call": "student",
     "hint": "student",

@@ -137,10 +137,11 @@ def build_notebooks(options: argparse.Namespace) -> int:
 
 def grade_submissions(options: argparse.Namespace) -> int:
     """`course grade`. What was graded is written even when the rest is interrupted."""
-    from course_utils.classroom import class_seed, find_files, grade_class
+    from course_utils.classroom import grade_class
     from course_utils.exercise import exercise_weeks
     from course_utils.results import Results
-    from course_utils.run import course_device
+    from course_utils.settings import class_seed, course_device
+    from course_utils.submission import find_files
 
     _refuse_missing_folders(options)
     if options.week and options.week not in exercise_weeks().values():
@@ -173,8 +174,8 @@ def _resumed(
     file: Path, settings: dict[str, Any], files: list[tuple[Path, str]]
 ) -> tuple[Results, list[tuple[Path, str]]]:
     """What the file holds of submissions that did not change since, and the files that are left to grade."""
-    from course_utils.classroom import file_digest
     from course_utils.results import read_results
+    from course_utils.submission import file_digest
 
     results = read_results(file)
     if results.settings != settings:

@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from course_utils.classroom import (
-    RememberingProcess,
-    class_seed,
-    judge_submission,
-    open_submission,
-    run_submission,
-    weeks_named,
-)
+from course_utils.classroom import run_submission
 from course_utils.errors import CourseError
+from course_utils.marking import RememberingProcess, judge_submission
 from course_utils.results import Graded
+from course_utils.settings import class_seed
+from course_utils.submission import open_submission, weeks_named
 from course_utils.workers import Workers
 
 SECONDS_TO_CONNECT = 10

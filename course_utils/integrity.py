@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-PLACE = ", code cell "  # in the file name of everything a submission compiles; see submission.run_definitions
+from course_utils.submission import PLACE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 _WITH_ANSWERS = ("course_utils", "lessons", "solutions", "tests")

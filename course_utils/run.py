@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from course_utils.draw import Draw
-from course_utils.errors import CourseError
 from course_utils.exercise import Case, Exercise
 from course_utils.forbid import ForbiddenCall, Watch
 from course_utils.observe import SCALARS, SeenError, SeenItems, SeenOther, alike, difference, observe
@@ -82,27 +81,6 @@ class CaseRun:
         exact = (0.0, 0.0)
         kept = self.calls and not any(difference(call.before, call.after, exact) for call in self.calls)
         return exact if kept else None
-
-
-def course_device() -> str:
-    """ "cpu" or "cuda": what COURSE_DEVICE says, else cuda where there is one.
-
-    Raises CourseError for another word, and when cuda is asked for and absent.
-    """
-    wanted = os.environ.get("COURSE_DEVICE", "").strip().lower()
-    if wanted not in ("", "cpu", "cuda"):
-        raise CourseError(f"COURSE_DEVICE is {wanted!r}; it can be cpu or cuda.")
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise CourseError("COURSE_DEVICE is cuda, but torch sees no CUDA device. Unset it or set it to cpu.")
-    return wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def course_seed() -> int:
-    """The whole number in COURSE_SEED, 0 without one. Raises CourseError for anything else."""
-    text = os.environ.get("COURSE_SEED", "").strip() or "0"
-    if not text.isdecimal():
-        raise CourseError(f"COURSE_SEED is {text!r}; it can be a whole number such as 7.")
-    return int(text)
 
 
 def run_cases(

@@ -15,7 +15,7 @@ from course_utils.errors import CourseError
 from course_utils.exercise import Exercise, UnknownExercise, exercise_weeks, load_exercise
 from course_utils.feedback import Part, show, show_object
 from course_utils.judge import ERROR, NOT_ATTEMPTED, PASSED, Verdict, grade
-from course_utils.run import course_device, course_seed
+from course_utils.settings import course_device, course_seed
 from course_utils.source import solution_source
 from course_utils.standing import Progress
 from course_utils.weeks import load_week

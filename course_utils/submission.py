@@ -1,4 +1,7 @@
-"""Read a submission, a notebook or a percent script: its imports, definitions and constants, which grading runs."""
+"""Find and read submissions (notebooks, percent scripts): imports, definitions, constants, which grading runs.
+
+Torch is not imported here: the processes that run submissions start while it loads.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,20 @@ import hashlib
 import json
 import linecache
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from course_utils.errors import CourseError
-from course_utils.integrity import PLACE
-from course_utils.run import Clock
+from course_utils.exercise import exercise_weeks
+
+if TYPE_CHECKING:
+    from course_utils.run import Clock
+
+PLACE = ", code cell "  # in the file name of everything a submission compiles
 
 FEWEST_NODES = 40
 LARGEST_BYTES = 100 * 2**20
@@ -40,6 +48,80 @@ class Cell(NamedTuple):
 
     number: int
     source: str
+
+
+@dataclass
+class Submission:
+    """A file to grade: its name in the report, its code cells, and the exercises that get a row.
+
+    digest: of the file's content. problem: a sentence when it cannot be graded at all.
+    """
+
+    name: str
+    path: Path
+    digest: str
+    cells: list[Cell] = field(default_factory=list)
+    exercises: list[str] = field(default_factory=list)
+    problem: str = ""
+
+
+def find_files(paths: Iterable[Path]) -> list[tuple[Path, str]]:
+    """The submissions below the paths, each with its name in the report, in order.
+
+    Raises CourseError when a path does not exist, or none holds a notebook or script.
+    """
+    found: list[tuple[Path, str]] = []
+    for path in paths:
+        if not path.exists():
+            raise CourseError(f"{path}: there is no such file or folder.")
+        if path.is_file():
+            found.append((path, path.name))
+            continue
+        files = sorted(file for file in path.rglob("*") if file.suffix in (".ipynb", ".py") and file.is_file())
+        for file in files:
+            relative = file.relative_to(path)
+            if not any(part.startswith((".", "__")) for part in relative.parts):
+                found.append((file, relative.as_posix()))
+    if not found:
+        raise CourseError("There is no .ipynb or .py file in what you gave; name files, or a folder that holds them.")
+    return found
+
+
+def open_submission(path: Path, name: str, week: str = "") -> Submission:
+    """Read a submission and decide which exercises it is graded on.
+
+    Those of `week`, or without one those of every week it touches, by what it defines or by a file name such as
+    week01_anything.
+    """
+    known = exercise_weeks()
+    weeks = {week} if week else {path.stem.split("_")[0]} & set(known.values())
+    submission = Submission(name, path, file_digest(path))
+    try:
+        submission.cells = read_cells(path)
+    except CourseError as error:
+        submission.problem = str(error)
+    if not week:
+        names = {name for cell in submission.cells for name in contents(cell.source).names}
+        weeks |= {known[name] for name in names & known.keys()}
+    submission.exercises = [exercise for exercise, of in known.items() if of in weeks]
+    if not submission.exercises and not submission.problem:
+        submission.problem = f"{path.name} defines none of the course's exercises."
+    return submission
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weeks_named(files: Iterable[tuple[Path, str]]) -> set[str]:
+    """The weeks of all exercises that the files seem to define; a quick look, to know what to prepare."""
+    known, names = exercise_weeks(), set[str]()
+    for path, _ in files:
+        with suppress(OSError):
+            names |= {name.decode() for name in re.findall(rb"\b(?:def|class)\s+(\w+)", path.read_bytes())}
+    return {known[name] for name in names & known.keys()}
 
 
 def read_cells(path: Path) -> list[Cell]:

@@ -15,7 +15,6 @@ import select
 import shutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
 from contextlib import suppress
@@ -29,10 +28,7 @@ from course_utils.run import Call, CaseRun, Clock, Undisturbed
 from course_utils.source import compiled_stub, is_untouched
 from course_utils.student import problem_with
 from course_utils.submission import Cell, run_definitions
-
-FRAME = struct.Struct(">cI")  # what a slot sends: b"." and a worker's raw output, or b"=" and how the worker ended
-LINES, ENDED = b".", b"="
-KILL = b"k"
+from course_utils.workers import ENDED, FRAME, KILL, LINES
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import os
 import queue
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -19,11 +20,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from course_utils.errors import CourseError
-from course_utils.submission import Cell
-from course_utils.worker import ENDED, FRAME, KILL
+
+if TYPE_CHECKING:
+    from course_utils.submission import Cell
+
+FRAME = struct.Struct(">cI")  # what a slot sends: b"." and a worker's raw output, or b"=" and how the worker ended
+LINES, ENDED = b".", b"="
+KILL = b"k"
 
 SECONDS_TO_START = 60.0
 SECONDS_TO_END = 10.0

@@ -11,15 +11,19 @@ from conftest import write
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils import workers
-from course_utils.classroom import Submission, find_files, grade_class, judge_submission, open_submission
+from course_utils.classroom import grade_class
 from course_utils.errors import CourseError
 from course_utils.exercise import load_exercise
+from course_utils.marking import judge_submission
 from course_utils.results import Graded, Results, Row, merge, read_results, write_results
 from course_utils.run import Clock, Undisturbed, run_cases
 from course_utils.submission import (
     Cell,
+    Submission,
     contents,
     definitions,
+    find_files,
+    open_submission,
     python_only,
     read_cells,
     run_definitions,

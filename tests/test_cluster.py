@@ -8,9 +8,10 @@ import time
 import pytest
 from test_classroom import RIGHT, script
 
-from course_utils.classroom import find_files, grade_class
+from course_utils.classroom import grade_class
 from course_utils.cluster import grade_on_cluster
 from course_utils.errors import CourseError
+from course_utils.submission import find_files
 
 distributed = pytest.importorskip("distributed", reason='grading on a cluster needs the extra "[cluster]"')
 

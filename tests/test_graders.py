@@ -7,11 +7,12 @@ from functools import lru_cache
 import pytest
 import torch
 
-from course_utils.classroom import RememberingProcess
 from course_utils.exercise import exercise_weeks, load_exercise
 from course_utils.judge import FAILED, NOT_ATTEMPTED, PASSED, diagnose, grade, judge
+from course_utils.marking import RememberingProcess
 from course_utils.observe import TOLERANCES, SeenItems, SeenTensor, difference
-from course_utils.run import Undisturbed, course_device, run_cases
+from course_utils.run import Undisturbed, run_cases
+from course_utils.settings import course_device
 from course_utils.source import solution_source, stub_source
 from course_utils.weeks import load_week
 

@@ -15,7 +15,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from test_classroom import RIGHT
 
-from course_utils.classroom import find_files, grade_class
+from course_utils.classroom import grade_class
+from course_utils.submission import find_files
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="submissions are confined on Linux only")
 

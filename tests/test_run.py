@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from course_utils.errors import CourseError
 from course_utils.exercise import exercise
-from course_utils.run import KEPT_OUTPUT, SECONDS, Undisturbed, course_device, course_seed, run_cases
+from course_utils.run import KEPT_OUTPUT, SECONDS, Undisturbed, run_cases
+from course_utils.settings import course_device, course_seed
 
 needs_timers = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no interval timers on this platform")
 
