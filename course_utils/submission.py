@@ -9,6 +9,7 @@ import ast
 import hashlib
 import json
 import linecache
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -66,25 +67,28 @@ class Submission:
 
 
 def find_files(paths: Iterable[Path]) -> list[tuple[Path, str]]:
-    """The submissions below the paths, each with its name in the report, in order.
+    """The submissions below the paths, in order, each once, with names for the report: paths from the common folder.
 
     Raises CourseError when a path does not exist, or none holds a notebook or script.
     """
-    found: list[tuple[Path, str]] = []
-    for path in paths:
+    found: dict[Path, None] = {}
+    folders = []
+    for given in paths:
+        path = given.absolute()
         if not path.exists():
-            raise CourseError(f"{path}: there is no such file or folder.")
+            raise CourseError(f"{given}: there is no such file or folder.")
         if path.is_file():
-            found.append((path, path.name))
+            folders.append(path.parent)
+            found[path] = None
             continue
-        files = sorted(file for file in path.rglob("*") if file.suffix in (".ipynb", ".py") and file.is_file())
-        for file in files:
-            relative = file.relative_to(path)
-            if not any(part.startswith((".", "__")) for part in relative.parts):
-                found.append((file, relative.as_posix()))
+        folders.append(path)
+        for file in sorted(file for file in path.rglob("*") if file.suffix in (".ipynb", ".py") and file.is_file()):
+            if not any(part.startswith((".", "__")) for part in file.relative_to(path).parts):
+                found[file] = None
     if not found:
         raise CourseError("There is no .ipynb or .py file in what you gave; name files, or a folder that holds them.")
-    return found
+    common = Path(os.path.commonpath(folders))
+    return [(file, file.relative_to(common).as_posix()) for file in found]
 
 
 def open_submission(path: Path, name: str, week: str = "") -> Submission:

@@ -199,6 +199,17 @@ def test_a_folder_holds_a_submission_for_each_notebook_and_script(sample_course,
     assert [name for _, name in find_files([folder])] == ["ada/b.ipynb", "ben/week90.ipynb", "cy.py"]
 
 
+def test_files_of_several_folders_keep_apart_and_none_is_graded_twice(tmp_path):
+    for student in ("ada", "ben"):
+        (tmp_path / student / "work").mkdir(parents=True)
+        (tmp_path / student / "work" / "week90.py").touch()
+    folders = [tmp_path / "ada" / "work", tmp_path / "ben" / "work"]
+    both = ["ada/work/week90.py", "ben/work/week90.py"]
+    assert [name for _, name in find_files(folders)] == both
+    assert [name for _, name in find_files([*folders, tmp_path / "ada" / "work" / "week90.py"])] == both
+    assert [name for _, name in find_files([tmp_path / "ada" / "work" / "week90.py"])] == ["week90.py"]
+
+
 def test_a_submission_is_graded_on_every_exercise_of_the_weeks_it_touches(sample_course, tmp_path):
     by_answer = script(tmp_path / "a.py", RIGHT["double"])
     by_name = script(tmp_path / "week90_empty.py", "x = 1")
