@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=start_work)
     command = commands.add_parser("update", help="bring new notebook versions to work/, keeping your answers")
     command.set_defaults(run=update_work)
+    command = commands.add_parser("progress", help="grade what is in work/ and say where you stand")
+    command.add_argument("weeks", nargs="*", metavar="WEEK", help="only these, such as week01")
+    command.set_defaults(run=show_progress)
     command = commands.add_parser("doctor", help="say what this machine has and lacks")
     command.set_defaults(run=examine)
     return parser
@@ -244,6 +247,33 @@ def update_work(options: argparse.Namespace) -> int:
     from course_utils.workspace import update
 
     print("\n".join(update(course_root())))
+    return 0
+
+
+def show_progress(options: argparse.Namespace) -> int:
+    """`course progress`: what the notebooks in work/ hold now, whatever was checked before."""
+    from course_utils.build import course_root
+    from course_utils.classroom import grade_class
+    from course_utils.exercise import exercise_weeks, load_exercise
+    from course_utils.settings import course_device
+    from course_utils.workspace import own_notebooks
+
+    files = [(file, file.name) for file in own_notebooks(course_root(), options.weeks)]
+    outcomes: dict[str, dict[str, str]] = {}
+    for graded in grade_class(files, device=course_device()):
+        for row in graded.rows:
+            if row.exercise:
+                outcomes.setdefault(exercise_weeks()[row.exercise], {})[row.exercise] = row.outcome
+            else:
+                print(f"{graded.submission}: {row.message}\n")
+    from course_utils.standing import Progress
+    from course_utils.weeks import load_week
+
+    begun = [week for week, found in outcomes.items() if set(found.values()) != {"not attempted"}]
+    for week in begun:
+        print(f"{Progress(load_week(week), [load_exercise(name) for name in outcomes[week]], outcomes[week])}\n")
+    if waiting := [week for week in outcomes if week not in begun]:
+        print(f"Not begun: {', '.join(waiting)}. Open work/{waiting[0]}_….ipynb when you are ready.")
     return 0
 
 

@@ -141,10 +141,15 @@ def exercise(
     return make(reference) if reference is not None else make
 
 
+def week_order(week: str) -> tuple[bool, str]:
+    """A key to sort weeks by: week01, week02, …, then the capstone."""
+    return not week.startswith("week"), week
+
+
 @cache
 def exercise_weeks() -> dict[str, str]:
-    """Every exercise's name and its week, from the files in `exercises/`, in order of week and name."""
-    files = sorted(EXERCISES.glob("*/*.py"), key=lambda file: (file.parent.name, file.stem.lower()))
+    """Every exercise's name and its week, from the files in `exercises/`, in order of week and name; capstone last."""
+    files = sorted(EXERCISES.glob("*/*.py"), key=lambda file: (*week_order(file.parent.name), file.stem.lower()))
     return {file.stem: file.parent.name for file in files if not file.stem.startswith("_")}
 
 

@@ -7,23 +7,23 @@ from html import escape
 
 from course_utils.exercise import Exercise
 from course_utils.feedback import SIGNS
-from course_utils.judge import NOT_ATTEMPTED, PASSED, Verdict
+from course_utils.judge import NOT_ATTEMPTED, PASSED
 from course_utils.weeks import Week
 
 
 class Progress:
     """Exercises of a week with their outcomes, the objectives they meet, and what to do next.
 
-    verdicts: exercise name → verdict. An objective is met when every exercise that assesses it passes; objectives
-    that only the quiz assesses are counted apart.
+    outcomes: exercise name → one of the four outcome words. An objective is met when every exercise that assesses it
+    passes; objectives that only the quiz assesses are counted apart.
     """
 
-    def __init__(self, week: Week, exercises: Sequence[Exercise], verdicts: Mapping[str, Verdict]) -> None:
-        self.week, self.exercises, self.verdicts = week, exercises, verdicts
+    def __init__(self, week: Week, exercises: Sequence[Exercise], outcomes: Mapping[str, str]) -> None:
+        self.week, self.exercises, self.outcomes = week, exercises, outcomes
 
     def outcome(self, exercise: Exercise) -> str:
         """One of the four outcome words."""
-        return self.verdicts[exercise.name].outcome
+        return self.outcomes[exercise.name]
 
     def objectives(self) -> dict[str, bool]:
         """Identifier → met or not, for the objectives that exercises assess."""
@@ -54,7 +54,9 @@ class Progress:
 
     def __repr__(self) -> str:
         rows = [f"    {SIGNS[self.outcome(e)]} {e.name}: {self.outcome(e)}" for e in self.exercises]
-        return "\n".join([self.headline(), *rows, self.next_step()])
+        met = self.objectives()
+        map_ = [f"    {'✓' if met[o] else '○'} {self.week.objectives.get(o, o).rstrip('.')}" for o in met]
+        return "\n".join([self.headline(), *rows, "You can (✓) or will be able to (○):", *map_, self.next_step()])
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         met = self.objectives()

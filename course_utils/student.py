@@ -208,8 +208,8 @@ def progress() -> None:
     for week in weeks:
         exercises = [load_exercise(name) for name, home in exercise_weeks().items() if home == week]
         exercises.sort(key=lambda exercise: order.index(exercise.name) if exercise.name in names else len(order))
-        verdicts = {exercise.name: _verdict(exercise.name, names) for exercise in exercises}
-        show_object(Progress(load_week(week), exercises, verdicts))
+        outcomes = {exercise.name: _verdict(exercise.name, names).outcome for exercise in exercises}
+        show_object(Progress(load_week(week), exercises, outcomes))
 
 
 @contextmanager

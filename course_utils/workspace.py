@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from nbformat import NotebookNode
 
 from course_utils.errors import CourseError
 from course_utils.exercise import exercise_weeks
-from course_utils.lesson import GENERATED, digest
+from course_utils.lesson import GENERATED, digest, week_of
 
 
 def start(root: Path) -> list[str]:
@@ -53,6 +53,21 @@ def course_notebooks(root: Path) -> list[Path]:
     if not files:
         raise CourseError("There are no notebooks/*.ipynb; `make build` writes them from the lessons.")
     return files
+
+
+def own_notebooks(root: Path, weeks: Collection[str] = ()) -> list[Path]:
+    """The student's copies in `work/`, of all weeks or of some, without backups.
+
+    Raises CourseError when there are none, or none of one of the weeks.
+    """
+    files = [root / "work" / source.name for source in course_notebooks(root)]
+    found = [file for file in files if file.exists() and (not weeks or week_of(file) in weeks)]
+    for week in weeks:
+        if week not in map(week_of, found):
+            raise CourseError(f"There is no notebook of {week} in work/; `course start` puts those of all weeks there.")
+    if not found:
+        raise CourseError("There are no notebooks in work/; `course start` puts them there.")
+    return found
 
 
 def _update_one(source: Path, target: Path) -> str:

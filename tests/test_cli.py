@@ -148,6 +148,39 @@ def test_an_interrupt_ends_quietly(capsys, in_course, monkeypatch):
     assert run(capsys, "start") == (130, "", "course: interrupted\n")
 
 
+# --- progress -----------------------------------------------------------------------------------------------------
+
+
+def test_progress_grades_what_is_in_work_and_leaves_backups_alone(capsys, in_course, monkeypatch):
+    for folder, name in (("notebooks", "week90_samples"), ("work", "week90_samples"), ("work", "week90_samples_old")):
+        write(in_course / folder / f"{name}.ipynb", "{}")
+    rows = [Row("a", "double", "passed"), Row("a", "last_item", "failed"), Row("a", "Tally", "not attempted")]
+
+    def grade_class(files, **options):
+        assert [name for _, name in files] == ["week90_samples.ipynb"]
+        yield Graded("a", "digest", rows, {})
+
+    monkeypatch.setattr(classroom, "grade_class", grade_class)
+    code, output, errors = run(capsys, "progress")
+    assert (code, errors) == (0, "")
+    assert output.startswith("Samples: 1 of 3 exercises pass, 1 of 2 objectives of the exercises are met.\n")
+    assert "Next: last_item is begun and does not pass yet; check(last_item) says why.\n" in output
+    rows[:2] = [Row("a", name, "not attempted") for name in ("double", "last_item")]
+    assert run(capsys, "progress", "week90")[1] == "Not begun: week90. Open work/week90_….ipynb when you are ready.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "There are no notebooks in work/; `course start` puts them there."),
+        (("week91",), "There is no notebook of week91 in work/; `course start` puts those of all weeks there."),
+    ],
+)
+def test_progress_without_notebooks_says_what_to_do(capsys, in_course, arguments, message):
+    write(in_course / "notebooks" / "week90_samples.ipynb", "{}")
+    assert run(capsys, "progress", *arguments) == (1, "", f"course: {message}\n")
+
+
 # --- grade --------------------------------------------------------------------------------------------------------
 
 

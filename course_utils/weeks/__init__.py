@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from course_utils.errors import CourseError
+from course_utils.exercise import week_order
 
 FOLDER = Path(__file__).parent
 
@@ -57,7 +58,7 @@ class Week:
 
 def week_names() -> list[str]:
     """The weeks there are, in order."""
-    return sorted(file.stem for file in FOLDER.glob("*.toml"))
+    return sorted((file.stem for file in FOLDER.glob("*.toml")), key=week_order)
 
 
 @cache
