@@ -2,6 +2,7 @@
 
 from course_utils.explorers.graph_walker import graph_walker
 from course_utils.explorers.loader_timeline import loader_timeline
+from course_utils.explorers.loop_simulator import loop_simulator
 from course_utils.explorers.loss_explorer import loss_explorer
 from course_utils.explorers.number_microscope import number_microscope
 from course_utils.explorers.optimizer_race import optimizer_race
@@ -11,6 +12,7 @@ from course_utils.explorers.stride_lens import stride_lens
 __all__ = [
     "graph_walker",
     "loader_timeline",
+    "loop_simulator",
     "loss_explorer",
     "number_microscope",
     "optimizer_race",

@@ -29,6 +29,12 @@ _HOMES = {
     "precision": (
         "magnitude_zones", "promotion", "dtype_flow", "gradient_exponents", "amp_step", "copy_timelines", "memory_bars",
     ),
+    "training": (
+        "loop_ring", "mode_grid", "batch_weights", "live_tensors", "accumulation_windows", "early_stopping",
+        "confusion_matrix", "worst_mistakes",
+    ),
+    "distributed": ("ranks", "shards", "ring", "buckets", "calls", "message_times"),
+    "capstone": ("class_counts", "epoch_address", "guarded_norms", "survival"),
     "figure": ("Figure",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOMES.values() for name in names)
