@@ -26,6 +26,10 @@ _HOMES = {
     "loading": (
         "loader_pipeline", "epoch_bars", "padded_batch", "deliveries", "gantt", "class_shares", "image_batch",
     ),
+    "checkpoints": (
+        "state_dict_map", "resume_timeline", "crash_outcomes", "two_doors", "name_classes", "generator_reels",
+        "partings", "reproducibility_ladder",
+    ),
     "precision": (
         "magnitude_zones", "promotion", "dtype_flow", "gradient_exponents", "amp_step", "copy_timelines", "memory_bars",
     ),
