@@ -9,6 +9,7 @@ from course_utils.explorers.optimizer_race import optimizer_race
 from course_utils.explorers.resume_laboratory import resume_laboratory
 from course_utils.explorers.signal_through_depth import signal_through_depth
 from course_utils.explorers.stride_lens import stride_lens
+from course_utils.explorers.symptom_board import symptom_board
 
 __all__ = [
     "graph_walker",
@@ -20,4 +21,5 @@ __all__ = [
     "resume_laboratory",
     "signal_through_depth",
     "stride_lens",
+    "symptom_board",
 ]

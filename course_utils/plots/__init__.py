@@ -37,6 +37,10 @@ _HOMES = {
         "loop_ring", "mode_grid", "batch_weights", "live_tensors", "accumulation_windows", "early_stopping",
         "confusion_matrix", "worst_mistakes",
     ),
+    "debugging": (
+        "losses_with_levels", "call_order", "activation_ranges", "gradient_norms", "saved_for_backward", "influence",
+        "ward",
+    ),
     "distributed": ("ranks", "shards", "ring", "buckets", "calls", "message_times"),
     "capstone": ("class_counts", "epoch_address", "guarded_norms", "survival"),
     "figure": ("Figure",),
