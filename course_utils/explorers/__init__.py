@@ -6,6 +6,7 @@ from course_utils.explorers.loop_simulator import loop_simulator
 from course_utils.explorers.loss_explorer import loss_explorer
 from course_utils.explorers.number_microscope import number_microscope
 from course_utils.explorers.optimizer_race import optimizer_race
+from course_utils.explorers.recompute_and_recompile import recompute_and_recompile
 from course_utils.explorers.resume_laboratory import resume_laboratory
 from course_utils.explorers.signal_through_depth import signal_through_depth
 from course_utils.explorers.stride_lens import stride_lens
@@ -18,6 +19,7 @@ __all__ = [
     "loss_explorer",
     "number_microscope",
     "optimizer_race",
+    "recompute_and_recompile",
     "resume_laboratory",
     "signal_through_depth",
     "stride_lens",

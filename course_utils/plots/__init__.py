@@ -41,6 +41,9 @@ _HOMES = {
         "losses_with_levels", "call_order", "activation_ranges", "gradient_norms", "saved_for_backward", "influence",
         "ward",
     ),
+    "compiling": (
+        "memory_timelines", "recompute_lanes", "captured_lines", "compilations", "differences", "exported_program",
+    ),
     "distributed": ("ranks", "shards", "ring", "buckets", "calls", "message_times"),
     "capstone": ("class_counts", "epoch_address", "guarded_norms", "survival"),
     "figure": ("Figure",),
