@@ -8,6 +8,7 @@ from course_utils.explorers.number_microscope import number_microscope
 from course_utils.explorers.optimizer_race import optimizer_race
 from course_utils.explorers.recompute_and_recompile import recompute_and_recompile
 from course_utils.explorers.resume_laboratory import resume_laboratory
+from course_utils.explorers.scaling_simulator import scaling_simulator
 from course_utils.explorers.signal_through_depth import signal_through_depth
 from course_utils.explorers.stride_lens import stride_lens
 from course_utils.explorers.symptom_board import symptom_board
@@ -21,6 +22,7 @@ __all__ = [
     "optimizer_race",
     "recompute_and_recompile",
     "resume_laboratory",
+    "scaling_simulator",
     "signal_through_depth",
     "stride_lens",
     "symptom_board",
