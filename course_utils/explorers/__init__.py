@@ -1,6 +1,7 @@
 """Explorers: one tool to play with per week, called by name (`explorers.stride_lens()`)."""
 
 from course_utils.explorers.graph_walker import graph_walker
+from course_utils.explorers.kill_and_resume import kill_and_resume
 from course_utils.explorers.loader_timeline import loader_timeline
 from course_utils.explorers.loop_simulator import loop_simulator
 from course_utils.explorers.loss_explorer import loss_explorer
@@ -15,6 +16,7 @@ from course_utils.explorers.symptom_board import symptom_board
 
 __all__ = [
     "graph_walker",
+    "kill_and_resume",
     "loader_timeline",
     "loop_simulator",
     "loss_explorer",

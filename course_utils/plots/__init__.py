@@ -45,6 +45,7 @@ _HOMES = {
         "memory_timelines", "recompute_lanes", "captured_lines", "compilations", "differences", "exported_program",
     ),
     "distributed": ("ranks", "shards", "ring", "buckets", "calls", "message_times"),
+    "capstone": ("class_counts", "epoch_address", "guarded_norms", "survival"),
     "figure": ("Figure",),
 }  # fmt: skip
 __all__ = sorted(name for names in _HOMES.values() for name in names)
