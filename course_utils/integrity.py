@@ -21,7 +21,7 @@ import torch
 from course_utils.submission import PLACE
 
 ROOT = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-_WITH_ANSWERS = ("course_utils", "lessons", "solutions", "tests")
+_WITH_ANSWERS = ("course_utils/exercises", "lessons", "solutions", "tests")
 _REPLACEABLE = (FunctionType, BuiltinFunctionType, MethodDescriptorType, type, staticmethod, classmethod, property)
 _STACKS = ("sys._getframe", "sys._current_frames")
 _COLLECTOR = ("gc.get_objects", "gc.get_referrers", "gc.get_referents")
@@ -106,12 +106,15 @@ class Deeds:
         return False
 
     def _opened(self, arguments: tuple[Any, ...]) -> str:
-        file = arguments[0]
+        file, _, flags = arguments
         if not isinstance(file, (str, bytes)):
             return ""
         path = os.path.realpath(os.fsdecode(file))
-        answers = any(path.startswith(os.path.join(ROOT, folder)) for folder in _WITH_ANSWERS)
-        return f"reads the course's file {os.path.relpath(path, ROOT)}" if answers else ""
+        writes = flags & (os.O_WRONLY | os.O_RDWR)
+        folders = (ROOT,) if writes else [os.path.join(ROOT, folder) for folder in _WITH_ANSWERS]
+        if not any(path.startswith(folder + os.sep) for folder in folders):
+            return ""
+        return f"{'writes' if writes else 'reads'} the course's file {os.path.relpath(path, ROOT)}"
 
     def _imported(self, arguments: tuple[Any, ...]) -> str:
         name = str(arguments[0])

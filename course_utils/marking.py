@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 from course_utils.diagnose import is_right
-from course_utils.exercise import Exercise, load_exercise
+from course_utils.exercise import Exercise, exercise_weeks, load_exercise
 from course_utils.judge import ERROR, NOT_ATTEMPTED, Verdict, judge, not_attempted
 from course_utils.results import Graded, Row
 from course_utils.run import CaseRun, Undisturbed
 from course_utils.source import solution_source
-from course_utils.submission import Submission, contents
+from course_utils.submission import Submission, contents, read_cells
 from course_utils.worker import decode_run
 from course_utils.workers import Report
 
@@ -70,7 +71,9 @@ def _digest_of_solution(name: str) -> str:
 
 
 def _judge_exercises(submission: Submission, reports: dict[str, Report], process: RememberingProcess) -> list[Row]:
-    imports = dict.fromkeys(f"imports {m}" for cell in submission.cells for m in contents(cell.source).imports)
+    expected = {module for name in submission.exercises for module in _lesson_imports(exercise_weeks()[name])}
+    imported = [module for cell in submission.cells for module in contents(cell.source).imports]
+    imports = dict.fromkeys(f"imports {module}" for module in imported if module not in expected)
     unreadable = [cell for cell in submission.cells if contents(cell.source).problem]
     rows = []
     for name in submission.exercises:
@@ -83,6 +86,13 @@ def _judge_exercises(submission: Submission, reports: dict[str, Report], process
         row.flags = list(dict.fromkeys([*imports, *(report.flags if report else [])]))
         rows.append(row)
     return rows
+
+
+@cache
+def _lesson_imports(week: str) -> frozenset[str]:
+    """Of the modules that get a flag, those which the week's own notebook imports, where the notebooks are at hand."""
+    files = (Path(__file__).parent.parent / "notebooks").glob(f"{week}_*.ipynb")
+    return frozenset(m for file in files for cell in read_cells(file) for m in contents(cell.source).imports)
 
 
 def _judge_exercise(submission: str, name: str, report: Report | None, process: RememberingProcess) -> Row:

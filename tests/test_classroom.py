@@ -522,3 +522,11 @@ def test_without_a_fork_server_each_submission_has_a_python_of_its_own(copied_co
     assert [row.outcome for row in rows] == ["error", "passed", "not attempted", "error", "not attempted", "passed"]
     assert "it ended the whole process (exit code 3)" in rows[0].message
     assert "did not come to an end in its time" in rows[3].message
+
+
+@pytest.mark.parametrize("week", ["week06", "week12"])
+def test_what_a_lesson_itself_imports_is_not_flagged(week):
+    files = find_files(sorted((Path(__file__).parent.parent / "notebooks").glob(f"{week}_*.ipynb")))
+    [graded] = grade_class(files)
+    assert [(row.outcome, row.flags) for row in graded.rows] == [("not attempted", [])] * len(graded.rows)
+    assert graded.rows

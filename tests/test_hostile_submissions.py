@@ -106,7 +106,7 @@ ATTACKS = [
            "passed", "reads the course's file course_utils/exercises/week90/double.py"),
     Attack("writes_into_the_course", "import course_utils\n"
            "open(course_utils.__file__, 'a').write('\\nraise SystemExit\\n')\nreturn 2 * values", "error",
-           "reads the course's file"),
+           "writes the course's file"),
     Attack("deletes_the_course", "import course_utils, shutil\n"
            "shutil.rmtree(os.path.dirname(course_utils.__file__))\nreturn 2 * values", "error"),
     Attack("writes_beside", "open(BESIDE, 'w').write('here')\nreturn 2 * values", "error", message="PermissionError"),
