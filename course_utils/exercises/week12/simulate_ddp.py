@@ -128,7 +128,7 @@ def two_replicas_and_a_short_last_slice(implementation, draw):
 
 @simulate_ddp.case(random=True)
 def several_epochs(implementation, draw):
-    return train(implementation, draw, 2, draw.whole(5, 6), epochs=2, batch_size=3)
+    return train(implementation, draw, 2, 6, epochs=2)
 
 
 @simulate_ddp.case(random=True)
