@@ -350,7 +350,7 @@ def message_times(measured: Sequence[tuple[float, float]], predicted: Sequence[f
     axis.set_ylabel("milliseconds", fontsize=10)
     axis.grid(axis="y", color=PALE, linewidth=0.8)
     axis.set_axisbelow(True)
-    axis.set_title("● measured    — latency + bytes / bandwidth", fontsize=10.5, loc="left")
+    axis.set_title("● measured    — as latency and bandwidth predict", fontsize=10.5, loc="left")
     told = ", ".join(
         f"{size:g} bytes {1e3 * seconds:.2g} ms measured and {1e3 * model:.2g} ms predicted"
         for (size, seconds), model in zip(measured, predicted, strict=True)

@@ -33,6 +33,7 @@ def accumulate_no_sync(
     loss_fn(model(x), y) is the mean over the rows of one micro-batch, and their sizes may differ.
     The step uses the gradient of the mean over all rows of all micro-batches; the returned float is
     that mean. Gradients from before the call are discarded. What .grad holds afterwards is free.
+    The list micro_batches and the mode of the model stay as they are.
     """
     rows = sum(len(x) for x, _ in micro_batches)
     optimizer.zero_grad()
@@ -76,6 +77,7 @@ class DdpLike(nn.Module):
 def run(implementation, draw, sizes, *, stale=False, **settings):
     """What came back, what was synchronized, the model, and what the optimizer remembers."""
     model, steps = DdpLike(nn.Linear(3, 1).to(draw.device)), []
+    model.train(draw.choice((True, False)))
     if stale:
         give_gradients(draw, model)
     settings = {"lr": draw.number(0.05, 0.1)} | settings
@@ -89,6 +91,7 @@ def run(implementation, draw, sizes, *, stale=False, **settings):
         "3. model afterwards": without_gradients(model.module),
         "4. optimizer": optimizer_state(optimizer),
         "5. calls of optimizer.step()": len(steps),
+        "6. len(micro_batches) afterwards": len(batches),
     }
 
 
@@ -128,11 +131,12 @@ def accumulate(model, micro_batches, optimizer, loss_fn, *, quiet="all but the l
     """The answer in parts that can be exchanged.
 
     quiet: which micro-batches use no_sync, and which part of them is inside. weight(rows, all rows,
-    number of micro-batches) of each mean. clear: "before", "never", "each". report(means, sizes).
+    number of micro-batches) of each mean. clear: "before", "never", "each" or after
+    "each step". report(means, sizes).
     """
     sizes, count = [len(x) for x, _ in micro_batches], len(micro_batches)
     weight = weight or (lambda rows, total, count: rows / total)
-    if clear == "before":
+    if clear in ("before", "each step"):
         optimizer.zero_grad()
     means = []
     for number, (x, y) in enumerate(micro_batches):
@@ -147,6 +151,8 @@ def accumulate(model, micro_batches, optimizer, loss_fn, *, quiet="all but the l
         means.append(mean.item())
         if step == "each":
             optimizer.step()
+            if clear == "each step":
+                optimizer.zero_grad()
     if step is True:
         optimizer.step()
     return (report or mean_of_rows)(means, sizes)
@@ -265,6 +271,24 @@ def steps_each_time(model, micro_batches, optimizer, loss_fn):
 
 
 @accumulate_no_sync.misconception(
+    "You step after each micro-batch and clear its gradient. Nothing accumulates, and all steps "
+    "but the last use gradients that are not synchronized. There is one step, after the last."
+)
+def steps_and_clears_each_time(model, micro_batches, optimizer, loss_fn):
+    return accumulate(model, micro_batches, optimizer, loss_fn, step="each", clear="each step")
+
+
+@accumulate_no_sync.misconception(
+    "The training is right, and the list of the caller has lost its last micro-batch: pop takes it "
+    "out. Read it without removing it."
+)
+def takes_the_last_one_out(model, micro_batches, optimizer, loss_fn):
+    mean = accumulate(model, micro_batches, optimizer, loss_fn)
+    micro_batches.pop()
+    return mean
+
+
+@accumulate_no_sync.misconception(
     "The optimizer never steps. After the last backward the gradients are complete; use them."
 )
 def step_missing(model, micro_batches, optimizer, loss_fn):
@@ -297,6 +321,15 @@ def returns_the_last_loss(model, micro_batches, optimizer, loss_fn):
 def returns_a_tensor(model, micro_batches, optimizer, loss_fn):
     mean = accumulate(model, micro_batches, optimizer, loss_fn)
     return torch.tensor(mean, device=micro_batches[0][0].device)
+
+
+@accumulate_no_sync.misconception(
+    "You return a tensor, and one with a graph: the losses were added up as tensors. Asked is a "
+    "Python float."
+)
+def returns_a_tensor_with_a_graph(model, micro_batches, optimizer, loss_fn):
+    mean = accumulate(model, micro_batches, optimizer, loss_fn)
+    return torch.tensor(mean, device=micro_batches[0][0].device, requires_grad=True)
 
 
 @accumulate_no_sync.misconception(

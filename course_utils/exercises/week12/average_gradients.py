@@ -16,7 +16,7 @@ def average_gradients(replicas: list[nn.Module]) -> None:
     that replica gets the mean as well. A parameter without a gradient in any replica keeps None.
 
     Every .grad is a tensor of its own, shared with no other replica, and has no graph, even where
-    the given gradients have one. Weights and buffers stay as they are.
+    the given gradients have one. Weights, buffers and modes stay as they are.
     """
     for group in zip(*(replica.parameters() for replica in replicas), strict=True):
         found = [parameter.grad.detach() for parameter in group if parameter.grad is not None]
@@ -35,7 +35,7 @@ def replicas_of(draw, count, *, norm=False, dtype=torch.float32):
         if norm:
             model["norm"] = nn.BatchNorm1d(outputs, affine=False)
             model["norm"].running_mean = draw.normal(outputs)
-        models.append(model.to(draw.device, dtype))
+        models.append(model.to(draw.device, dtype).train(draw.choice((True, False))))
     return models
 
 

@@ -20,7 +20,8 @@ def loss_for_rank(
     cross-entropy over all counted targets of all ranks, however they are spread.
 
     logits (n, C) and targets (n,), int64, belong to this rank. A target of -100 is ignored: it
-    counts nowhere. global_count >= 1 is the number of counted targets on all ranks together.
+    counts nowhere. global_count >= 1 is the number of counted targets on all ranks together. Logits
+    may be large.
 
     n may be 0, or all targets of this rank ignored. The loss is then a zero that is connected to
     logits, so that backward runs and gives them a gradient of zeros. The dtype is that of logits.
@@ -29,11 +30,11 @@ def loss_for_rank(
     return total * (world_size / global_count)
 
 
-def shard(draw, rows, classes, *, ignored=0, dtype=torch.float32):
+def shard(draw, rows, classes, *, ignored=0, dtype=torch.float32, scale=1):
     """Logits and targets of one rank; the first `ignored` targets, in random order, are -100."""
     targets = draw.integers(0, classes - 1, rows)
     targets[draw.permutation(rows)[:ignored]] = -100
-    return draw.normal(rows, classes, dtype=dtype, requires_grad=True), targets
+    return (scale * draw.normal(rows, classes, dtype=dtype)).requires_grad_(), targets
 
 
 def looked_at(implementation, draw, logits, targets, global_count, world_size):
@@ -94,9 +95,9 @@ def this_rank_holds_all_counted_targets(implementation, draw):
 
 
 @loss_for_rank.case
-def a_world_of_one_rank(implementation, draw):
+def a_world_of_one_rank_and_large_logits(implementation, draw):
     rows, classes = draw.sizes(2, 4, 8)
-    logits, targets = shard(draw, rows, classes, ignored=2)
+    logits, targets = shard(draw, rows, classes, ignored=2, scale=300)
     return looked_at(implementation, draw, logits, targets, rows - 2, 1)
 
 
@@ -151,6 +152,39 @@ def early_return(logits, targets, global_count, world_size):
     if not counted(targets):
         return logits.new_zeros(())
     return summed(logits, targets) * world_size / global_count
+
+
+@loss_for_rank.misconception(
+    "With nothing to count you return torch.tensor(0.0). It is float32, and above all it has "
+    "no graph: this rank takes no part in the all-reduce, and the others hang. A zero made from "
+    "logits has one."
+)
+def constant_zero(logits, targets, global_count, world_size):
+    if not counted(targets):
+        return torch.tensor(0.0, device=logits.device)
+    return summed(logits, targets) * world_size / global_count
+
+
+@loss_for_rank.misconception(
+    "A rank without rows is looked after with torch.tensor(0.0). That has no graph: this rank "
+    "takes no part in the all-reduce, and the others hang. A zero made from logits has one."
+)
+def constant_zero_without_rows(logits, targets, global_count, world_size):
+    if not len(targets):
+        return torch.tensor(0.0, device=logits.device)
+    return summed(logits, targets) * world_size / global_count
+
+
+@loss_for_rank.misconception(
+    "You take exp of the logits as they are. Large ones overflow to inf, and the loss becomes NaN "
+    "or inf. Use a function that begins with logits and takes care of that."
+)
+def exponentials_overflow(logits, targets, global_count, world_size):
+    rows = targets != -100
+    exponentials = logits[rows].exp()
+    own = exponentials.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
+    total = -(own / exponentials.sum(dim=1)).log().sum()
+    return total * world_size / global_count
 
 
 @loss_for_rank.misconception(

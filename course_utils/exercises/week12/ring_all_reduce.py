@@ -271,7 +271,8 @@ def payload_ignored(buffers, send):
 
 
 @ring_all_reduce.misconception(
-    "You add into the buffers that were given, so the caller's tensors change. Work on copies."
+    "You work in the buffers that were given: the caller's tensors change, or come back as your "
+    "results. Work on copies."
 )
 def in_place(buffers, send):
     return ring(buffers, send, results=list(buffers))

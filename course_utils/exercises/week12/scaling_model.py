@@ -114,6 +114,24 @@ def exposed(compute, comm, overlap):
 
 
 @scaling_model.misconception(
+    "You turn bytes into bits. The bandwidth is given in bytes per second already."
+)
+def bits_instead_of_bytes(compute_s, grad_bytes, world_size, bandwidth, latency, overlap):
+    return predict(compute_s, 8 * grad_bytes, world_size, bandwidth, latency, overlap)
+
+
+@scaling_model.misconception(
+    "Your efficiency is in percent. Asked is the fraction itself: 1 is perfect."
+)
+def in_percent(compute_s, grad_bytes, world_size, bandwidth, latency, overlap):
+    def efficiency(compute, step, n):
+        return 100 * compute / step
+
+    return predict(compute_s, grad_bytes, world_size, bandwidth, latency, overlap,
+                   efficiency=efficiency)  # fmt: skip
+
+
+@scaling_model.misconception(
     "In your model each step of the ring passes on the whole buffer, so the volume grows with N. "
     "A step passes on one chunk, and chunks shrink as ranks are added."
 )

@@ -51,13 +51,13 @@ def all_ranks(implementation, n, world_size, epoch, *rest, **flags):
 
 
 @shard_indices.case
-def ten_rows_for_four_ranks_in_order(implementation, draw):
+def more_rows_than_ranks_in_order(implementation, draw):
     more = 4 * draw.whole(0, 3)
     return all_ranks(implementation, 10 + more, 4, draw.whole(0, 3), shuffle=False)
 
 
 @shard_indices.case
-def ten_rows_for_four_ranks_shuffled(implementation, draw):
+def more_rows_than_ranks_shuffled(implementation, draw):
     more, seed = 4 * draw.whole(0, 3), draw.whole(1, 1000)
     return [all_ranks(implementation, 10 + more, 4, epoch, seed) for epoch in (0, 3)]
 
@@ -84,7 +84,7 @@ def the_last_rows_are_dropped(implementation, draw):
 
 
 @shard_indices.case
-def two_rows_for_five_ranks(implementation, draw):
+def fewer_rows_than_ranks(implementation, draw):
     extra = draw.whole(0, 4)  # the order is repeated more than once
     return [
         all_ranks(implementation, 2, 5 + extra, 0, shuffle=False),
