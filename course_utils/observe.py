@@ -9,7 +9,7 @@ import binascii
 import dataclasses
 import math
 import re
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import PurePath
@@ -255,7 +255,7 @@ def alike(mine: Any, right: Any) -> bool:
         return _alike_tensors(mine, right)
     if kind in (list, tuple, torch.Size):
         return len(mine) == len(right) and all(map(alike, mine, right))
-    if kind is dict:
+    if kind in (dict, OrderedDict):
         return len(mine) == len(right) and (not right or _alike_dicts(mine, right))
     if kind is np.ndarray:
         same_form = mine.dtype == right.dtype and mine.shape == right.shape and not right.dtype.hasobject
