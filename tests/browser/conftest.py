@@ -151,14 +151,15 @@ def screenshots():
     return Path(folder) if folder else None
 
 
-WEEKS = [
-    pytest.param(notebook, id=week, marks=pytest.mark.xdist_group(week))  # one worker for a week: it runs once
-    for notebook in NOTEBOOKS
-    for week in [notebook.stem.split("_")[0]]
-]
+def pytest_generate_tests(metafunc):
+    """Each test for each week, week after week, so that each notebook is opened and run once."""
+    if "student" in metafunc.fixturenames:
+        weeks = {notebook.stem.split("_")[0]: notebook for notebook in NOTEBOOKS}
+        marked = [pytest.param(file, id=week) for week, file in weeks.items()]
+        metafunc.parametrize("student", marked, indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=WEEKS)
+@pytest.fixture(scope="module")
 def student(request, server, browser, screenshots):
     """A student before a week's notebook, all of its cells run. The tests of a week share it, in their order."""
     student = Student(request.param, server, browser, screenshots)

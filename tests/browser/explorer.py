@@ -15,6 +15,7 @@ WATCH = """box => {
 PICTURE = ".widget-html-content img:not([aria-hidden])"
 SEEN = f"""box => [...box.querySelectorAll('{PICTURE}, .widget-html-content pre')]
     .map(part => part.src || part.textContent).join('\\n')"""
+TEXTS = ("3", "4, 8")
 SLIDER_KEYS = ("ArrowRight", "ArrowLeft", "End", "Home")
 
 
@@ -71,7 +72,10 @@ class ExplorerOnPage:
     def controls(self) -> dict[str, object]:
         """Every control by its label, hidden ones too."""
         found = {}
-        kinds = ".widget-slider, .widget-dropdown, .widget-checkbox, .widget-toggle-buttons, button.widget-button"
+        kinds = (
+            ".widget-slider, .widget-dropdown, .widget-checkbox, .widget-text, .widget-toggle-buttons, "
+            "button.widget-button"
+        )
         for control in self.box.locator(kinds).all():
             if control.evaluate("c => c.matches('.widget-toggle-buttons button')"):
                 continue
@@ -93,6 +97,9 @@ class ExplorerOnPage:
         elif (box := control.locator("input[type=checkbox]")).count():
             for _ in range(2):
                 yield lambda: box.press("Space")
+        elif (field := control.locator("input[type=text]")).count():
+            for text in TEXTS:
+                yield lambda text=text: (field.fill(text), field.press("Enter"))
         elif (buttons := control.locator("button")).count():
             for button in reversed(buttons.all()):
                 yield lambda button=button: button.press("Enter")
