@@ -8,25 +8,30 @@ export COURSE_SEED ?= 0
 NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --override-ini=filterwarnings=default \
 	--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile
 
-.PHONY: lab test test-code test-notebooks test-cuda build clean
+.PHONY: lab test test-code test-notebooks test-browser test-cuda build clean
 
 lab: .venv/installed
 	$(BIN)/course start
 	$(BIN)/jupyter lab --notebook-dir=work
 
-test: test-code test-notebooks
+test: test-code test-notebooks test-browser
 
 test-code: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/course build --check
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal tests
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore=tests/browser tests
 
 # The students' notebooks run untouched from top to bottom. The solutions are compared with their stored outputs,
 # which come from a CPU: on CUDA they only have to run.
 test-notebooks: .venv/installed
 	$(NBVAL) --nbval-lax notebooks
 	$(NBVAL) $(if $(filter cuda,$(COURSE_DEVICE)),--nbval-lax,--nbval --nbval-sanitize-with tests/nbval_sanitize.cfg) solutions
+
+# Every week in JupyterLab and Chromium, as a student uses it. Skipped where there is no Chromium, unless
+# COURSE_REQUIRE_BROWSER=1; COURSE_SCREENSHOTS=FOLDER keeps pictures.
+test-browser: .venv/installed
+	$(BIN)/python -m pytest -q tests/browser
 
 # The grader tests and all notebooks on a GPU.
 test-cuda: .venv/installed

@@ -43,7 +43,7 @@ def as_html(parts: Sequence[Part], outcome: str = "") -> str:
 def _part_html(part: Part, sign: str) -> str:
     kind, text = part
     if kind in ("facts", "code"):
-        style = "margin: 4px 0 8px 12px; white-space: pre-wrap; overflow-wrap: anywhere"
+        style = "margin: 4px 0 8px 12px; white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere"
         return f'<pre style="{style}">{escape(text.rstrip())}</pre>'
     inline = inline_html(text)
     if kind == "headline":

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from course_utils.exercise import Exercise
-from course_utils.feedback import SIGNS
+from course_utils.feedback import SIGNS, inline_html
 from course_utils.judge import NOT_ATTEMPTED, PASSED
 from course_utils.weeks import Week
 
@@ -74,5 +74,5 @@ class Progress:
         return {"text/html": html, "text/plain": repr(self)}
 
     def _objective(self, objective: str, met: bool) -> str:
-        text = escape(self.week.objectives.get(objective, objective).rstrip("."))
+        text = inline_html(self.week.objectives.get(objective, objective).rstrip("."))
         return f"{text}{' ✓' if met else ''}"

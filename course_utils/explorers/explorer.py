@@ -11,6 +11,17 @@ from course_utils.plots.figure import Figure
 
 Render = Callable[..., tuple[Figure, str]]
 
+# ipywidgets writes a slider's description beside it and does not tell a screen reader that the two belong together.
+# This empty picture, once loaded, names the sliders of its box, also those that are drawn later.
+NAMES_SLIDERS = (
+    '<img alt="" aria-hidden="true" style="display: none" '
+    'src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==" onload="'
+    "const start = () => { const box = this.closest('.widget-vbox'); if (!box) return setTimeout(start, 50); "
+    "const name = () => box.querySelectorAll('.widget-slider').forEach(slider => "
+    "slider.querySelector('[role=slider]')?.setAttribute('aria-label', slider.querySelector('label').textContent)); "
+    'name(); new MutationObserver(name).observe(box, {childList: true, subtree: true}); }; start()">'
+)
+
 
 class Explorer:
     """Controls wired to a pure function that returns a picture and the state in words.
@@ -33,10 +44,11 @@ class Explorer:
         self.presses = {name: 0 for name, control in self.controls.items() if isinstance(control, widgets.Button)}
         self.picture = widgets.HTML()
         self.words = widgets.HTML()
-        heading = widgets.HTML(f"<h4>{escape(title)}</h4>")
+        heading = widgets.HTML(f"<h4>{escape(title)}</h4>{NAMES_SLIDERS}")
         row = widgets.HBox(list(self.controls.values()), layout=widgets.Layout(flex_flow="row wrap"))
         self.box = widgets.VBox([heading, row, self.picture, self.words])
         for name, control in self.controls.items():
+            control.tooltip = control.tooltip or control.description  # without one, JupyterLab shows "null"
             if name in self.presses:
                 control.on_click(lambda _, name=name: self._press(name))
             else:
@@ -62,7 +74,7 @@ class Explorer:
         """Draw the picture and the words again from the controls."""
         figure, text = self.render(**self.state())
         self.picture.value = figure.html()
-        self.words.value = f'<pre style="white-space: pre-wrap">{escape(text)}</pre>'
+        self.words.value = f'<pre style="white-space: pre-wrap; word-break: normal">{escape(text)}</pre>'
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
         bundle = dict(self.box._repr_mimebundle_())

@@ -345,7 +345,7 @@ def picture(panels: Sequence[tuple[str, Timeline]], levels: Timeline | None = No
         top -= 0.26
         axis = figure.add_axes((0.105, (top - ROW * count) / height, 0.88, ROW * count / height))
         _draw_timeline(axis, timeline, end)
-        axis.set_title(title, fontsize=9.5, loc="left", pad=4)
+        axis.set_title(title, fontsize=9.5, loc="left", pad=4, y=1.0)
         top -= ROW * count + 0.12
         axis.tick_params(labelbottom=False)
     if levels is not None:
@@ -392,7 +392,7 @@ def _draw_levels(axis, timeline: Timeline, end: float) -> None:
     axis.step(moments, counts, where="post", color=VERMILION, linewidth=1.5)
     highest = max(2, *counts)
     axis.set(xlim=(0, end), ylim=(-0.2, highest + 0.4))
-    axis.set_title("simulated: batches that lie ready", fontsize=9.5, loc="left", pad=4)
+    axis.set_title("simulated: batches that lie ready", fontsize=9.5, loc="left", pad=4, y=1.0)
     axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axis.xaxis.set_major_locator(MaxNLocator(8))
     axis.tick_params(labelsize=9)

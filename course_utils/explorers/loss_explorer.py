@@ -184,7 +184,7 @@ def _draw_probabilities(axis, state: Classified) -> None:
         axis.plot([place - 0.45, place + 0.45], [share, share], color=BLACK, linewidth=2)
     axis.set_ylim(0, 1.18)
     axis.set_yticks((0, 0.5, 1))
-    axis.set_title(f"softmax(z)\n{notes}", fontsize=NORMAL, loc="left")
+    axis.set_title(f"softmax(z)\n{notes}", fontsize=NORMAL, loc="left", y=1.0)
     _class_ticks(axis, state.label)
 
 
@@ -193,7 +193,7 @@ def _draw_gradient(axis, state: Classified) -> None:
     limit = 1.3 * max(1.0, *map(abs, state.gradient))
     axis.set_ylim(-limit, limit)
     axis.axhline(0, color=BLACK, linewidth=0.8)
-    axis.set_title(f"gradient for z\nsum {number(sum(state.gradient), 3)}", fontsize=NORMAL, loc="left")
+    axis.set_title(f"gradient for z\nsum {number(sum(state.gradient), 3)}", fontsize=NORMAL, loc="left", y=1.0)
     _class_ticks(axis, state.label)
 
 
@@ -210,7 +210,7 @@ def _draw_curve(axis, state: Classified) -> None:
     elif state.twice and not state.smoothing:
         axis.axhline(doubled_floor(), color=BLACK, linestyle="--", linewidth=1.2)
         second += f", - -: {doubled_floor():.3f}"
-    axis.set_title(f"loss {state.loss:.3f}\n{second}", fontsize=NORMAL, loc="left")
+    axis.set_title(f"loss {state.loss:.3f}\n{second}", fontsize=NORMAL, loc="left", y=1.0)
     axis.set_xlabel(f"logit of class {state.label}", fontsize=NORMAL)
 
 
@@ -309,7 +309,7 @@ def picture_number(state: Regressed) -> Figure:
         axis.set_xlim(-WIDEST_ERROR, WIDEST_ERROR)
         axis.set_xticks((-WIDEST_ERROR, 0, WIDEST_ERROR))
         axis.set_yticks((*limit, sum(limit) / 2))
-        axis.set_title(title, fontsize=NORMAL, loc="left")
+        axis.set_title(title, fontsize=NORMAL, loc="left", y=1.0)
         axis.set_xlabel("error: prediction − target", fontsize=SMALL, labelpad=1)
         axis.axvline(0, color=PALE, linewidth=0.8, zorder=0)
     loss.legend(loc="upper center", fontsize=SMALL, frameon=False, handlelength=3)
@@ -387,7 +387,7 @@ def still() -> Figure:
             axis.axhline(0, color=BLACK, linewidth=0.8)
             _class_ticks(axis, state.label)
             often = "twice" if twice else "once"
-            axis.set_title(f"{name}, softmax {often}\nloss {state.loss:.3f}", fontsize=NORMAL, loc="left")
+            axis.set_title(f"{name}, softmax {often}\nloss {state.loss:.3f}", fontsize=NORMAL, loc="left", y=1.0)
             if column == 0:
                 axis.set_ylabel("gradient", fontsize=NORMAL)
             rows.append(

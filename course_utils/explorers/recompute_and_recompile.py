@@ -300,7 +300,7 @@ def _draw_walk(axis, stack: Stack, *, named: bool = False) -> None:
     if named:
         axis.text(stack.depth, 1.1 * top, " backward →", fontsize=9, va="center")
         axis.text(stack.depth, 1.1 * top, "forward ", fontsize=9, va="center", ha="right")
-        axis.set_title("MiB held for backward: plain dashed", fontsize=9.5, loc="left")
+        axis.set_title("MiB held for backward: plain dashed", fontsize=9.5, loc="left", y=1.0)
         axis.set_xlabel("time, in forward passes of a block", fontsize=9)
 
 
@@ -312,7 +312,7 @@ def _draw_peaks(axis, stack: Stack) -> None:
     best = best_segments(stack)
     axis.plot(best, [min(found)] * len(best), color=GREEN, marker="v", markersize=7, linestyle="")
     axis.set(xlim=(0, stack.depth + 1), ylim=(0, 1.16 * max(found)))
-    axis.set_title("peak; yours ◆, lowest ▼", fontsize=9.5, loc="left")
+    axis.set_title("peak; yours ◆, lowest ▼", fontsize=9.5, loc="left", y=1.0)
     axis.set_xlabel("blocks in a segment", fontsize=9)
     _frame(axis)
 
@@ -360,7 +360,7 @@ def graphs_picture(program: Program) -> Figure:
     axis.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     axis.tick_params(labelsize=9)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(f"graphs compiled by each call, dynamic={program.dynamic}", fontsize=9.5, loc="left")
+    axis.set_title(f"graphs compiled by each call, dynamic={program.dynamic}", fontsize=9.5, loc="left", y=1.0)
     inputs = "length and sum of the input" if program.branches else "length of the input"
     axis.set_xlabel(f"{inputs}, and graphs so far", fontsize=9)
     return Figure(figure, _graphs_alt(program, calls))
@@ -395,7 +395,9 @@ def still() -> Figure:
         stack = Stack(segment=segment)
         _draw_walk(axis, stack)
         axis.set_ylim(0, 1.16 * stack.depth * stack.boundary / 2**20)
-        axis.set_title(f"segments of {segment}: peak {size(peak(stack) * stack.boundary)}", fontsize=9.5, loc="left")
+        axis.set_title(
+            f"segments of {segment}: peak {size(peak(stack) * stack.boundary)}", fontsize=9.5, loc="left", y=1.0
+        )
         if segment in (1, 4):  # the left column
             axis.set_ylabel("MiB", fontsize=9)
         if segment in (4, 16):  # the lower row

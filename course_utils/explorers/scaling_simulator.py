@@ -323,7 +323,7 @@ def scaling_simulator() -> Explorer:
         return widgets.Checkbox(value, description=words, indent=False)
 
     controls: dict[str, widgets.Widget] = {
-        "view": widgets.ToggleButtons(options=[STEP, SHARDS], style={"button_width": "180px"}),
+        "view": widgets.ToggleButtons(options=[STEP, SHARDS], description="view", style={"button_width": "180px"}),
         "world_size": choice(WORLD_SIZES, job.world_size, "ranks"),
         "megabytes": choice(MEGABYTES, job.megabytes, "gradients, MB"),
         "bandwidth": choice(BANDWIDTHS, job.bandwidth, "GB/s"),

@@ -264,7 +264,7 @@ def _draw_stds(axis, signal: Signal) -> None:
         shown = [std if _drawable(std) else math.nan for std in stds]
         axis.plot(places, shown, markevery=every, **look)
     axis.set_xlabel("layer (0 is the input)", fontsize=10)
-    axis.set_title("standard deviation", fontsize=10, loc="left")
+    axis.set_title("standard deviation", fontsize=10, loc="left", y=1.0)
     axis.grid(axis="y", color=PALE, linewidth=0.8)
     low, high = _limits([*signal.activation_std, *signal.gradient_std])
     axis.set_ylim(low, high)
@@ -308,7 +308,7 @@ def _span(places: Sequence[int]) -> str:
 def _draw_histogram(axis, signal: Signal, layer: int) -> None:
     values = signal.outputs[layer - 1]
     shown = values[values.isfinite() & (values != 0)].double()
-    axis.set_title(f"output of layer {layer}: {_share(values):.0%} zeros", fontsize=10, loc="left")
+    axis.set_title(f"output of layer {layer}: {_share(values):.0%} zeros", fontsize=10, loc="left", y=1.0)
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
     if not shown.numel():

@@ -11,7 +11,7 @@ from itertools import pairwise
 import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from torch import nn
 from torch.nn import functional as F
 
@@ -298,7 +298,7 @@ def _draw_loss(axis, seen: Run, small: bool = False) -> None:
             axis.annotate(label, place, xycoords=("axes fraction", "data"), fontsize=9, va=va, color=GRAY)
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     if not small:
-        axis.set_title("loss by step", fontsize=9.5, loc="left")
+        axis.set_title("loss by step", fontsize=9.5, loc="left", y=1.0)
 
 
 def _draw_bars(axis, seen: Run) -> None:
@@ -319,7 +319,7 @@ def _draw_bars(axis, seen: Run) -> None:
     axis.invert_yaxis()
     axis.set_xlim(floor, roof)
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.set_title("gradient of each weight: log10 of its norm", fontsize=9.5, loc="left")
+    axis.set_title("gradient of each weight: log10 of its norm", fontsize=9.5, loc="left", y=1.0)
 
 
 def _draw_dead(axis, seen: Run) -> None:
@@ -331,7 +331,7 @@ def _draw_dead(axis, seen: Run) -> None:
     axis.set_yticks(range(0, 101, 25))
     axis.set_xlim(0.4, len(seen.dead) + 0.6)
     axis.set_xticks(list(places))
-    axis.set_title("dead ReLU units by layer, %", fontsize=9.5, loc="left")
+    axis.set_title("dead ReLU units by layer, %", fontsize=9.5, loc="left", y=1.0)
 
 
 def _draw_ratios(axis, seen: Run) -> None:
@@ -340,6 +340,8 @@ def _draw_ratios(axis, seen: Run) -> None:
     steps = range(1, len(drawn) + 1)
     axis.plot(steps, drawn, color=BLUE, linewidth=1.5, marker="o" if len(drawn) < 8 else "", markersize=4)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))  # 10⁻³ is slow to set
+    axis.yaxis.set_minor_formatter(NullFormatter())
     known = [value for value in drawn if not math.isnan(value)]
     axis.set_ylim(min([1e-5, *known]) / 2, max([3.0, *known]) * 2)
     axis.annotate("around 1e-3", (0.99, 1e-3), xycoords=("axes fraction", "data"), fontsize=9, ha="right", va="center")
@@ -348,7 +350,7 @@ def _draw_ratios(axis, seen: Run) -> None:
         words = "every update is 0" if set(seen.ratios) == {0.0} else f"at the end: {seen.ratios[-1]:g}"
         axis.text(0.5, 0.85, words, transform=axis.transAxes, fontsize=9.5, ha="center")
     axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axis.set_title("update / weight by step", fontsize=9.5, loc="left")
+    axis.set_title("update / weight by step", fontsize=9.5, loc="left", y=1.0)
 
 
 CAPTIONS = {
@@ -372,7 +374,7 @@ def still() -> Figure:
     for number, (axis, (fault, marks)) in enumerate(zip(axes, FINGERPRINTS.items(), strict=True)):
         seen = run(Setup(fault, steps=STEPS))
         _draw_loss(axis, seen, small=True)
-        axis.set_title(f"{fault}\n{CAPTIONS[fault]}", fontsize=9, loc="left")
+        axis.set_title(f"{fault}\n{CAPTIONS[fault]}", fontsize=9, loc="left", y=1.0)
         if number >= 6:
             axis.set_xlabel("step", fontsize=9)
         if number % 3 == 0:

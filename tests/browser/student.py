@@ -1,0 +1,204 @@
+"""A student at a notebook: what a hand does with mouse and keyboard, and what an eye sees on the page."""
+
+import ast
+import builtins
+import re
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+import nbformat
+
+from course_utils.exercise import Exercise, Misconception, load_exercise
+from course_utils.source import solution_source
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("week*.ipynb"))
+AXE = Path(__file__).with_name("axe.min.js")
+SECONDS_TO_OPEN = 120
+SECONDS_FOR_A_NOTEBOOK = 600
+SECONDS_FOR_A_CELL = 60
+WIDTHS = (1280, 800)
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+
+KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+
+# True when nothing is queued or running and the last code cell has its number.
+ALL_RUN = """() => {
+    const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];
+    return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
+}"""
+
+RUN_AXE = """async places => {
+    const present = places.filter(place => document.querySelector(place));
+    const {violations} = await axe.run({include: present.map(place => [place])}, {resultTypes: ['violations']});
+    return violations.filter(v => ['serious', 'critical'].includes(v.impact)).flatMap(v => v.nodes.map(
+        node => `${v.id}: ${node.html.slice(0, 300)} ${node.failureSummary.slice(0, 300)}`));
+}"""
+
+
+class Student:
+    """One week's notebook in a page of its own. `cells` are those of the file, in order, as on the page."""
+
+    def __init__(self, notebook: Path, server: str, browser, screenshots: Path | None) -> None:
+        self.notebook, self.server, self.browser, self.screenshots = notebook, server, browser, screenshots
+        self.week = notebook.stem.split("_")[0]
+        self.cells = nbformat.read(notebook, as_version=4).cells
+        self.complaints: list[str] = []
+        self.page = None
+
+    # ---- opening and closing ----------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the notebook in JupyterLab and wait until its kernel answers."""
+        self.page = self.browser.new_page(viewport={"width": WIDTHS[0], "height": 900})
+        self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
+        self.page.on("console", self._listen)
+        self.page.goto(f"{self.server}/doc/tree/{self.notebook.name}")
+        self.page.wait_for_function(
+            f"n => document.querySelectorAll('.jp-Notebook .jp-Cell').length >= n && {KERNEL}?.status === 'idle'",
+            arg=len(self.cells),
+            timeout=1000 * SECONDS_TO_OPEN,
+            polling=250,
+        )
+
+    def _listen(self, message) -> None:
+        if message.type == "error":
+            self.complaints.append(f"{message.text} {(message.location or {}).get('url', '')}".strip())
+
+    def close(self) -> None:
+        """End the notebook's kernel and close the page."""
+        if self.page is not None:
+            self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+            self.page.close()
+
+    # ---- running ----------------------------------------------------------------------
+
+    def run_all(self) -> None:
+        """Choose Run All Cells and wait until every code cell has its number."""
+        self.command("notebook:run-all-cells", wait=False)
+        self.page.wait_for_function(ALL_RUN, timeout=1000 * SECONDS_FOR_A_NOTEBOOK, polling=250)
+        self.page.wait_for_selector(".jp-Notebook .widget-vbox img", state="attached")
+
+    def command(self, name: str, wait: bool = True, **arguments) -> None:
+        """Do what a menu entry of JupyterLab does."""
+        call = "window.jupyterapp.commands.execute(name, args)"
+        self.page.evaluate(f"([name, args]) => {{ {'return ' if wait else ''}{call}; }}", [name, arguments])
+
+    def cell(self, wanted: str):
+        """The cell on the page with this id, such as "storage_index-answer", or whose text begins with the words."""
+        for place, cell in enumerate(self.cells):
+            if cell.id == wanted or cell.source.startswith(wanted):
+                return self.page.locator(".jp-Notebook .jp-Cell").nth(place)
+        raise LookupError(f"{self.notebook.name} has no cell {wanted!r}")
+
+    def write(self, wanted: str, code: str) -> None:
+        """Replace the text of a cell, as by selecting all and pasting."""
+        editor = self.cell(wanted).locator(".cm-content")
+        editor.click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.press("Delete")
+        self.page.keyboard.insert_text(code)
+
+    def run(self, wanted: str) -> None:
+        """Run a cell with Ctrl+Enter and wait for its new number."""
+        cell = self.cell(wanted)
+        prompt = cell.locator(".jp-InputPrompt")
+        before = prompt.inner_text()
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        self.page.wait_for_function(
+            "([p, before]) => p.textContent !== before && /\\[\\d+\\]/.test(p.textContent)",
+            arg=[prompt.element_handle(), before],
+            timeout=1000 * SECONDS_FOR_A_CELL,
+        )
+
+    def output(self, wanted: str):
+        """The output area of a cell."""
+        return self.cell(wanted).locator(".jp-OutputArea").first
+
+    # ---- looking ----------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Wait until the kernel has answered all that the page asked of it, and the page shows it."""
+        self.page.evaluate(f"async () => {{ await {KERNEL}.requestKernelInfo(); }}")
+        self.page.wait_for_timeout(100)
+
+    def violations(self, *places: str, themes: Iterable[str] = THEMES) -> list[str]:
+        """What axe-core calls serious or critical in the parts of the page that selectors name."""
+        if not self.page.evaluate("() => Boolean(window.axe)"):
+            self.page.evaluate(AXE.read_text(encoding="utf-8") + "\n;0")
+        found = []
+        for theme in themes:
+            self.choose_theme(theme)
+            results = self.page.evaluate(RUN_AXE, list(places))
+            found += [f"{theme}: {result}" for result in results]
+        self.choose_theme("light")
+        return found
+
+    def look(self, name: str, target) -> None:
+        """Keep pictures of an element at every width in both themes, when a folder for them is given."""
+        if self.screenshots is None:
+            return
+        for theme in THEMES:
+            self.choose_theme(theme)
+            for width in WIDTHS:
+                self.page.set_viewport_size({"width": width, "height": 2400})
+                self.page.wait_for_timeout(300)
+                file = self.screenshots / f"{self.week}-{name}-{theme}-{width}.png"
+                target.scroll_into_view_if_needed()
+                target.screenshot(path=file, animations="disabled")
+        self.page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+        self.choose_theme("light")
+
+    def choose_theme(self, theme: str) -> None:
+        """Switch JupyterLab to its "light" or "dark" theme."""
+        if self.page.evaluate("document.body.dataset.jpThemeName") != THEMES[theme]:
+            self.command("apputils:change-theme", theme=THEMES[theme])
+            self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=THEMES[theme])
+            self.page.wait_for_timeout(200)  # colors fade from one theme to the other
+
+
+# ---- what a student might write ---------------------------------------------------------
+
+
+def plausible_mistake(notebook_cells) -> tuple[Exercise, Misconception, str]:
+    """The first exercise of a notebook with a misconception that stands on its own, and the code of that answer."""
+    names = [cell.metadata["course"]["exercise"] for cell in notebook_cells if cell.id.endswith("-answer")]
+    for exercise in map(load_exercise, names):
+        for misconception in exercise.misconceptions:
+            code = mistaken_answer(exercise, misconception)
+            if code and misconception.implementation is not exercise.broken_version:
+                return exercise, misconception, code
+    raise LookupError("No misconception of this week can be written without the helpers of its module.")
+
+
+def mistaken_answer(exercise: Exercise, misconception: Misconception) -> str:
+    """The misconception under the exercise's name, or nothing when it needs more than builtins and torch."""
+    module = Path(ROOT / "course_utils" / "exercises" / exercise.week / f"{exercise.name}.py")
+    text = module.read_text(encoding="utf-8")
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef) and node.name == misconception.name and not exercise.is_class:
+            lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
+            code = textwrap.dedent("\n".join(lines)).replace(f"def {node.name}(", f"def {exercise.name}(", 1)
+            needed = _names_from_outside(code) - set(dir(builtins))
+            return f"import torch\n\n\n{code}" if needed <= {"torch"} else ""
+    return ""
+
+
+def right_answer(exercise: Exercise) -> str:
+    """The reference as a student could have written it."""
+    return solution_source(exercise)
+
+
+def _names_from_outside(code: str) -> set[str]:
+    nodes = list(ast.walk(ast.parse(code)))
+    own = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {node.name for node in nodes[2:] if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)} - own
+
+
+def words(text: str) -> str:
+    """A text as an eye reads it: without the marks of Markdown and with single spaces."""
+    return re.sub(r"\s+", " ", re.sub(r"[`*]", "", text)).strip()
