@@ -115,10 +115,10 @@ def test_when_the_caller_goes_the_ranks_go(program, tmp_path, number):
     try:
         assert wait_until(lambda: (tmp_path / "up0").exists() and (tmp_path / "up1").exists())
         os.kill(caller.pid, number)
-        _, errors = caller.communicate(timeout=20)
+        _, errors = caller.communicate(timeout=60)
         assert number == signal.SIGKILL or "KeyboardInterrupt" in errors
         # After an interrupt all is over when the call is; a killed caller cannot wait for it.
-        assert wait_until(lambda: not processes_of(file), seconds=0.01 if number == signal.SIGINT else 20)
+        assert wait_until(lambda: not processes_of(file), seconds=0.01 if number == signal.SIGINT else 60)
     finally:
         caller.kill()
         caller.communicate()

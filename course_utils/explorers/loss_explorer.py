@@ -415,7 +415,7 @@ def render(tab: str, **controls: object) -> tuple[Figure, str]:
 def loss_explorer() -> Explorer:
     """Explore losses: move logits or an outlier, and watch value, gradient and the best answer."""
     slider = widgets.FloatSlider
-    wide = {"style": {"description_width": "7em"}}
+    wide = {"style": {"description_width": "8em"}}
     controls: dict[str, widgets.Widget] = {
         "tab": widgets.ToggleButtons(options=TABS, description="target", layout=widgets.Layout(width="100%")),
         "label": widgets.Dropdown(options=range(CLASSES), description="true class", **wide),
