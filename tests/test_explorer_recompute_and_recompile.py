@@ -163,7 +163,7 @@ def test_controls_change_words_and_picture_and_hide_what_does_not_matter():
     assert explorer.picture.value != before and "8, 8 blocks" in explorer.words.value
     assert explorer.controls["lengths"].layout.display == "none"
     explorer.controls["view"].value = module.GRAPHS
-    assert explorer.controls["lengths"].layout.display == ""
+    assert explorer.controls["lengths"].layout.display is None
     assert explorer.controls["depth"].layout.display == "none"
     explorer.controls["dynamic"].value = "False"
     assert "graphs in all: 4" in explorer.words.value

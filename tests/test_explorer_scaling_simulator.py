@@ -145,7 +145,7 @@ def test_controls_change_words_and_picture_and_hide_what_does_not_matter():
     assert "18 messages" in explorer.words.value
     assert explorer.controls["n"].layout.display == "none"
     explorer.controls["view"].value = module.SHARDS
-    assert explorer.controls["n"].layout.display == "" and explorer.controls["overlap"].layout.display == "none"
+    assert explorer.controls["n"].layout.display is None and explorer.controls["overlap"].layout.display == "none"
     explorer.controls["ranks"].value = 3
     assert "DistributedSampler(data, 3, rank" in explorer.words.value
 

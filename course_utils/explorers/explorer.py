@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from html import escape
 
 import ipywidgets as widgets
@@ -29,6 +29,7 @@ class Explorer:
     title: heading above the controls. controls: name → ipywidgets control; `render` gets their values as keyword
     arguments and returns (Figure, text). still: the picture shown where no kernel runs. Buttons belong among the
     controls too: their value is the number of presses. restart: any other control sets the presses back to 0.
+    in_use: from the same keyword arguments, the names of the controls that matter now; the others are hidden.
     """
 
     def __init__(
@@ -38,8 +39,9 @@ class Explorer:
         render: Render,
         still: Figure,
         restart: bool = False,
+        in_use: Callable[..., Collection[str]] | None = None,
     ) -> None:
-        self.restart = restart
+        self.restart, self.in_use = restart, in_use
         self.title, self.controls, self.render, self.still = title, dict(controls), render, still
         self.presses = {name: 0 for name, control in self.controls.items() if isinstance(control, widgets.Button)}
         self.picture = widgets.HTML()
@@ -72,7 +74,12 @@ class Explorer:
 
     def update(self) -> None:
         """Draw the picture and the words again from the controls."""
-        figure, text = self.render(**self.state())
+        state = self.state()
+        if self.in_use is not None:
+            names = self.in_use(**state)
+            for name, control in self.controls.items():
+                control.layout.display = None if name in names else "none"
+        figure, text = self.render(**state)
         self.picture.value = figure.html()
         self.words.value = f'<pre style="white-space: pre-wrap; word-break: normal">{escape(text)}</pre>'
 

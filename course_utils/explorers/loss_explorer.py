@@ -431,14 +431,9 @@ def loss_explorer() -> Explorer:
         "outlier": slider(min=5, max=100, step=1, value=5, description="last target", **wide),
         "delta": slider(min=0.25, max=40, step=0.25, value=1, description="Huber's delta", **wide),
     }
-    explorer = Explorer("Loss explorer", controls, render, still())
     of_number = {"outlier", "delta"}
 
-    def show_those_of(tab: str) -> None:
-        for name, control in controls.items():
-            shown = name == "tab" or (name in of_number) == (tab == "number")
-            control.layout.display = None if shown else "none"
+    def in_use(tab: str, **_: object) -> list[str]:
+        return [name for name in controls if name == "tab" or (name in of_number) == (tab == "number")]
 
-    controls["tab"].observe(lambda change: show_those_of(change["new"]), names="value")
-    show_those_of(controls["tab"].value)
-    return explorer
+    return Explorer("Loss explorer", controls, render, still(), in_use=in_use)

@@ -451,7 +451,7 @@ def recompute_and_recompile() -> Explorer:
     wide = {"style": {"description_width": "110px"}}
     slow = {"continuous_update": False, **wide}
     controls: dict[str, widgets.Widget] = {
-        "view": widgets.ToggleButtons(options=[MEMORY, GRAPHS], style={"button_width": "180px"}),
+        "view": widgets.ToggleButtons(options=[MEMORY, GRAPHS], description="view", style={"button_width": "180px"}),
         "depth": widgets.IntSlider(min=4, max=64, value=first.depth, description="blocks", **slow),
         "segment": widgets.IntSlider(min=1, max=64, value=first.segment, description="in a segment", **slow),
         "interior": widgets.SelectionSlider(options=[1, 2, 4, 8, 16], description="saved ÷ input", **slow),
@@ -465,10 +465,7 @@ def recompute_and_recompile() -> Explorer:
         "other_dtype": widgets.Checkbox(False, description="last call in float64", indent=False),
     }
 
-    def show(view: str) -> None:
-        for name in (*OF_MEMORY, *OF_GRAPHS):
-            controls[name].layout.display = "" if (name in OF_MEMORY) == (view == MEMORY) else "none"
+    def in_use(view: str, **_: object) -> tuple[str, ...]:
+        return ("view", *(OF_MEMORY if view == MEMORY else OF_GRAPHS))
 
-    show(MEMORY)
-    controls["view"].observe(lambda change: show(change["new"]), names="value")
-    return Explorer("Recompute and recompile", controls, render, still())
+    return Explorer("Recompute and recompile", controls, render, still(), in_use=in_use)

@@ -324,7 +324,7 @@ def scaling_simulator() -> Explorer:
 
     controls: dict[str, widgets.Widget] = {
         "view": widgets.ToggleButtons(options=[STEP, SHARDS], description="view", style={"button_width": "180px"}),
-        "world_size": choice(WORLD_SIZES, job.world_size, "ranks"),
+        "world_size": choice(WORLD_SIZES, job.world_size, "world size"),
         "megabytes": choice(MEGABYTES, job.megabytes, "gradients, MB"),
         "bandwidth": choice(BANDWIDTHS, job.bandwidth, "GB/s"),
         "latency": choice(LATENCIES, job.latency, "latency, µs"),
@@ -339,10 +339,7 @@ def scaling_simulator() -> Explorer:
         "drop_last": switch(data.drop_last, "drop_last"),
     }
 
-    def show(view: str) -> None:
-        for name in (*OF_STEP, *OF_SHARDS):
-            controls[name].layout.display = "" if (name in OF_STEP) == (view == STEP) else "none"
+    def in_use(view: str, **_: object) -> tuple[str, ...]:
+        return ("view", *(OF_STEP if view == STEP else OF_SHARDS))
 
-    show(STEP)
-    controls["view"].observe(lambda change: show(change["new"]), names="value")
-    return Explorer("Scaling simulator", controls, render, still())
+    return Explorer("Scaling simulator", controls, render, still(), in_use=in_use)

@@ -12,7 +12,7 @@ from course_utils.explorers.explorer import Explorer
 from course_utils.plots import memory
 from course_utils.plots.figure import VERMILION, Figure
 
-SHAPES = {"(3, 4)": (3, 4), "(2, 3, 4)": (2, 3, 4), "(4, 1)": (4, 1)}
+SHAPES = {"(3, 4)": (3, 4), "(4, 1)": (4, 1), "(2, 3, 4)": (2, 3, 4)}
 MOST_DIMS = 4  # as many as there are index sliders
 LARGEST_SIZE = 4
 EXPANDED_SIZE = 2  # small, so that the longest strip (48 cells) is still drawn within 0.1 s
@@ -206,10 +206,20 @@ def _summary(lens: Lens) -> str:
 
 def render(shape: str, **controls: str | int) -> tuple[Figure, str]:
     """Picture and words for the values of the controls."""
+    lens = _lens(shape, **controls)
+    return picture(lens), describe(lens)
+
+
+def _lens(shape: str, **controls: str | int) -> Lens:
     steps = [str(controls[f"step_{place}"]) for place in range(1, STEPS + 1)]
     sliders = [int(controls[f"index_{dim}"]) for dim in range(MOST_DIMS)]
-    lens = look(SHAPES[shape], steps, sliders)
-    return picture(lens), describe(lens)
+    return look(SHAPES[shape], steps, sliders)
+
+
+def in_use(**controls: str | int) -> list[str]:
+    """The controls without the index sliders that have no dimension to move in."""
+    sizes = _lens(**controls).tensor.ndim
+    return [name for name in controls if name not in [f"index_{dim}" for dim in range(sizes, MOST_DIMS)]]
 
 
 def stride_lens() -> Explorer:
@@ -221,4 +231,4 @@ def stride_lens() -> Explorer:
         controls[f"step_{place}"] = widgets.Dropdown(options=list(OPERATIONS), description=f"step {place}")
     for dim in range(MOST_DIMS):
         controls[f"index_{dim}"] = widgets.IntSlider(min=0, max=LARGEST_SIZE - 1, description=f"index {dim}")
-    return Explorer("Stride lens", controls, render, still())
+    return Explorer("Stride lens", controls, render, still(), in_use=in_use)

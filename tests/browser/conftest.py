@@ -152,10 +152,10 @@ def screenshots():
 
 
 def pytest_generate_tests(metafunc):
-    """Each test for each week, week after week, so that each notebook is opened and run once."""
+    """Each test for each week, week after week and in one process, so that each notebook is opened and run once."""
     if "student" in metafunc.fixturenames:
         weeks = {notebook.stem.split("_")[0]: notebook for notebook in NOTEBOOKS}
-        marked = [pytest.param(file, id=week) for week, file in weeks.items()]
+        marked = [pytest.param(file, id=week, marks=pytest.mark.xdist_group(week)) for week, file in weeks.items()]
         metafunc.parametrize("student", marked, indirect=True, scope="module")
 
 

@@ -178,7 +178,9 @@ def mistaken_answer(exercise: Exercise, misconception: Misconception) -> str:
     module = Path(ROOT / "course_utils" / "exercises" / exercise.week / f"{exercise.name}.py")
     text = module.read_text(encoding="utf-8")
     for node in ast.parse(text).body:
-        if isinstance(node, ast.FunctionDef) and node.name == misconception.name and not exercise.is_class:
+        if not isinstance(node, ast.FunctionDef) or exercise.is_class:
+            continue
+        if node.name == misconception.name and len(node.decorator_list) == 1:
             lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
             code = textwrap.dedent("\n".join(lines)).replace(f"def {node.name}(", f"def {exercise.name}(", 1)
             needed = _names_from_outside(code) - set(dir(builtins))
