@@ -31,7 +31,7 @@ test-notebooks: .venv/installed
 # Every week in JupyterLab and Chromium, as a student uses it. Skipped where there is no Chromium, unless
 # COURSE_REQUIRE_BROWSER=1; COURSE_SCREENSHOTS=FOLDER keeps pictures.
 test-browser: .venv/installed
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadgroup tests/browser
+	$(BIN)/python -m pytest -q -n $(JOBS) tests/browser
 
 # The grader tests and all notebooks on a GPU.
 test-cuda: .venv/installed

@@ -155,8 +155,18 @@ def pytest_generate_tests(metafunc):
     """Each test for each week, week after week and in one process, so that each notebook is opened and run once."""
     if "student" in metafunc.fixturenames:
         weeks = {notebook.stem.split("_")[0]: notebook for notebook in NOTEBOOKS}
-        marked = [pytest.param(file, id=week, marks=pytest.mark.xdist_group(week)) for week, file in weeks.items()]
-        metafunc.parametrize("student", marked, indirect=True, scope="module")
+        metafunc.parametrize("student", weeks.values(), ids=weeks.keys(), indirect=True, scope="module")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """A week's tests go to one process. `--dist loadgroup` would do, but does nothing under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WeekByWeek(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid.rpartition("[")[2]
+
+    return WeekByWeek(config, log)
 
 
 @pytest.fixture(scope="module")
