@@ -22,6 +22,8 @@ from student import NOTEBOOKS, Student
 SECONDS_TO_START = 120
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 SETTINGS = {
+    # All cells are drawn at once: the tests look at every one.
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }
@@ -138,7 +140,7 @@ def browser(needs_browser):
         chromium = playwright.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
-        yield chromium
+        yield chromium.new_context()  # one for all pages: JupyterLab is fetched once
         chromium.close()
 
 

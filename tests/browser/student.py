@@ -51,7 +51,8 @@ class Student:
 
     def open(self) -> None:
         """Open the notebook in JupyterLab and wait until its kernel answers."""
-        self.page = self.browser.new_page(viewport={"width": WIDTHS[0], "height": 900})
+        self.page = self.browser.new_page()
+        self.page.set_viewport_size({"width": WIDTHS[0], "height": 900})
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
         self.page.on("console", self._listen)
         self.page.goto(f"{self.server}/doc/tree/{self.notebook.name}")
