@@ -39,7 +39,7 @@ def measure(exercise: Exercise) -> tuple[float, float, float]:
     """
     rounds = []
     begin = time.perf_counter()
-    while len(rounds) < FEWEST_ROUNDS or len(rounds) < ROUNDS and time.perf_counter() - begin < SECONDS_PER_EXERCISE:
+    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < ROUNDS and time.perf_counter() - begin < SECONDS_PER_EXERCISE):
         whole = seconds(lambda: grade(exercise, exercise.reference, 0))
         bare = 2 * seconds(lambda: run_bare(exercise))
         rounds.append((whole, bare, whole - bare))

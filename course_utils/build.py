@@ -223,7 +223,7 @@ def output_problems(notebook: NotebookNode) -> Iterator[str]:
             yield f"{place} was not executed."
         shown = "\n".join(str(output.get("data", {}).get("text/plain", "")) for output in cell.outputs)
         if cell.execution_count is not None and cell.id.endswith("-check") and ": passed, " not in shown:
-            yield f"{place}: the solution does not pass with what the notebook's first cell imports. {shown}"
+            yield f"{place}: the solution does not pass with what the notebook imports. {shown}"
         for output in cell.outputs:
             data = output.get("data", {})
             if output.output_type == "error":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +23,27 @@ from course_utils.weeks import Week, load_week
 PLACEHOLDER = re.compile(r"^\{(exercise|objectives)\}[ \t]*(\S*)[ \t]*$", re.MULTILINE)
 GENERATED = re.compile(r"([0-9a-f]{10}-\d+|\w+-(task|answer|check|hint))$")  # ids of cells that lessons make
 MOST_NAMES = 5
+SETUP = """\
+# In a clone of the course this cell does nothing. Elsewhere, on Colab for example, it installs
+# the course's package from SOURCE: a Git address (git+https://…), a folder, or a wheel.
+import importlib.util
+import subprocess
+import sys
+
+SOURCE = {source}
+
+if importlib.util.find_spec("course_utils") is None:
+    if not SOURCE:
+        raise ModuleNotFoundError(
+            "The course's package is not installed here. In this cell, which may be folded away, "
+            "write into SOURCE where it comes from, and run the cell again."
+        )
+    command = [sys.executable, "-m", "pip", "install", "--quiet", SOURCE]
+    installed = subprocess.run(command, capture_output=True, text=True)
+    if installed.returncode:
+        raise ModuleNotFoundError(f"pip could not install {{SOURCE}}:\\n{{installed.stderr[-2000:]}}")
+    importlib.invalidate_caches()
+"""
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -44,6 +67,8 @@ class Lesson:
     def notebook(self, *, solved: bool) -> NotebookNode:
         """The students' notebook, or with `solved` the one with reference answers, not executed."""
         cells = [cell for source in self.cells for cell in self._expand(source, solved)]
+        first_code = next((place for place, cell in enumerate(cells) if cell.cell_type == "code"), len(cells))
+        cells.insert(first_code, _setup_cell(self.file.parent.parent))
         _give_ids(cells)
         return new_notebook(cells=cells, metadata=METADATA, nbformat_minor=5)
 
@@ -81,6 +106,15 @@ def read_lesson(file: Path) -> Lesson:
 def week_of(file: Path) -> str:
     """The week that a lesson's or a notebook's file name begins with."""
     return file.stem.split("_")[0]
+
+
+def _setup_cell(root: Path) -> NotebookNode:
+    """The cell that makes a notebook run outside a clone, folded away; SOURCE as pyproject.toml gives it."""
+    file = root / "pyproject.toml"
+    settings = tomllib.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    source = settings.get("tool", {}).get("course", {}).get("source", "")
+    code = SETUP.format(source=json.dumps(source, ensure_ascii=False)).rstrip("\n")
+    return new_code_cell(code, metadata={"jupyter": {"source_hidden": True}, "tags": ["setup"]})
 
 
 def _tags(cell: NotebookNode) -> dict[str, list[str]]:

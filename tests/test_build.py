@@ -1,6 +1,10 @@
 """From lessons to notebooks: the same bytes every time, and everything the build refuses."""
 
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -450,7 +454,7 @@ def test_a_solution_that_does_not_pass_in_its_notebook_is_refused(sample_course)
     check = next(cell for cell in notebook.cells if cell.id == "double-check")
     check.outputs = [shown(text_plain="double: error, 0 of 2 cases pass")]
     (problem,) = output_problems(notebook)
-    assert problem.startswith("cell “check(double)”: the solution does not pass with what the notebook's first cell")
+    assert problem.startswith("cell “check(double)”: the solution does not pass with what the notebook imports.")
     assert problem.endswith("double: error, 0 of 2 cases pass")
 
 
@@ -458,3 +462,46 @@ def test_an_exercise_without_hints_is_refused(sample_course, monkeypatch):
     lesson = read_lesson(sample_course / LESSON_FILE)
     monkeypatch.setattr(load_exercise("double"), "hint_texts", ())
     assert 'double.py: there are no hints; add double.hints("…", "…").' in " ".join(problems([lesson]))
+
+
+# --- the cell that makes a notebook run outside a clone ---------------------------------------------------------------
+
+
+def setup_cell(root: Path):
+    notebook = read_lesson(root / LESSON_FILE).notebook(solved=False)
+    return next(cell for cell in notebook.cells if cell.cell_type == "code")
+
+
+def with_source(root: Path, source: str) -> str:
+    (root / "pyproject.toml").write_text(f'[tool.course]\nsource = "{source}"\n', encoding="utf-8")
+    return setup_cell(root).source
+
+
+@pytest.fixture
+def pip(monkeypatch):
+    """Nothing is installed, and pip only notes what it is asked for. `pip.returncode` is what it answers."""
+    answer = SimpleNamespace(asked=[], returncode=0, stderr="no such address")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: answer.asked.append(command) or answer)
+    return answer
+
+
+def test_the_first_code_cell_installs_the_package_from_the_courses_source(sample_course, pip):
+    exec(with_source(sample_course, "git+https://example.org/course.git"), {})
+    assert pip.asked == [[sys.executable, "-m", "pip", "install", "--quiet", "git+https://example.org/course.git"]]
+    pip.returncode = 1
+    with pytest.raises(ModuleNotFoundError, match="pip could not install the_folder:\nno such address"):
+        exec(with_source(sample_course, "the_folder"), {})
+
+
+def test_without_a_source_the_first_code_cell_says_what_to_write(sample_course, pip):
+    with pytest.raises(ModuleNotFoundError, match="write into SOURCE where it comes from"):
+        exec(setup_cell(sample_course).source, {})
+    assert pip.asked == []
+
+
+def test_in_a_clone_the_first_code_cell_does_nothing_and_is_folded_away(sample_course, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("pip was called"))
+    cell = setup_cell(sample_course)
+    exec(cell.source, {})
+    assert cell.metadata["jupyter"]["source_hidden"] is True
