@@ -75,7 +75,7 @@ def site_notebook(name: str) -> NotebookNode:
             cells.append(stubs[cell.id])
             answer = f"````python\n{cell.source}\n````"
             cells.append(new_markdown_cell(f"<details>\n<summary>Show the answer</summary>\n\n{answer}\n\n</details>"))
-        else:
+        elif "setup" not in cell.metadata.get("tags", []):  # what installs the package is of no use to a reader
             cells.append(cell)
     solution.cells = [*cells[:1], new_markdown_cell(NOTE.format(name=name)), *cells[1:]]
     return solution
