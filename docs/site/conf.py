@@ -22,6 +22,7 @@ html_css_files = ["site.css"]
 html_copy_source = False  # the sources hold the answers, unfolded
 html_show_sphinx = False
 html_use_index = False
+html_show_search_summary = False  # a browser would fetch every page found, and from the disk it may not
 html_math_renderer = "mathml"
 
 
