@@ -37,18 +37,14 @@ def write_sources(folder: Path) -> None:
     """Write the pages as Sphinx reads them. They lie as in the repository, so that links between them hold."""
     lead, sections = parts((ROOT / "README.md").read_text(encoding="utf-8"))
     weeks = sections.pop("The weeks")
-    notebooks = {file.stem: site_notebook(file.name) for file in sorted((ROOT / "solutions").glob("week*.ipynb"))}
-    notebooks |= {file.stem: site_notebook(file.name) for file in sorted((ROOT / "solutions").glob("capstone*.ipynb"))}
+    files = sorted((ROOT / "solutions").glob("*.ipynb"), key=lambda file: (not file.stem.startswith("week"), file.name))
+    notebooks = {file.stem: site_notebook(file.name) for file in files}
     guides = {f"docs/{file.name}": file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
     index = "\n".join([lead, weeks, exercise_list(notebooks), contents(list(notebooks), list(guides))])
     pages = {"index.md": index, "README.md": "\n".join(["# Using the course\n", *sections.values()]), **guides}
     for name, text in pages.items():
         write(folder / name, text)
-        for link in RELATIVE_LINK.findall(text):
-            linked = ROOT / Path(name).parent / link
-            if linked.is_file() and linked.suffix not in (".md", ".ipynb"):
-                (folder / Path(name).parent / link).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(linked, folder / Path(name).parent / link)
+        copy_linked(Path(name).parent, RELATIVE_LINK.findall(text), folder)
     for name, notebook in notebooks.items():
         write(folder / "solutions" / f"{name}.ipynb", nbformat.writes(notebook))
 
@@ -57,6 +53,14 @@ def write(file: Path, text: str) -> None:
     """Write a file and the folders it lies in."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
+
+
+def copy_linked(parent: Path, links: list[str], folder: Path) -> None:
+    """Copy the files that a page in `parent` links to and that are no pages, such as pictures and licenses."""
+    for link in links:
+        if (ROOT / parent / link).is_file() and not link.endswith((".md", ".ipynb")):
+            (folder / parent / link).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / parent / link, folder / parent / link)
 
 
 def parts(text: str) -> tuple[str, dict[str, str]]:
