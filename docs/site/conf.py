@@ -1,8 +1,10 @@
 """Sphinx's settings for the website. `build.py` writes the pages' sources and calls Sphinx."""
 
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 project = "PyTorch course"
@@ -12,7 +14,7 @@ language = "en"
 extensions = ["myst_nb"]
 nb_execution_mode = "off"  # the solutions hold what they showed when they were built
 nb_ipywidgets_js = {}  # explorers are shown as still pictures, so no page needs a script from elsewhere
-myst_enable_extensions = ["dollarmath", "attrs_inline"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 html_theme = "furo"
@@ -28,19 +30,23 @@ html_math_renderer = "mathml"
 
 def visit_math(translator: HTML5Translator, node: nodes.math) -> None:
     """Write a formula of a line as MathML, which browsers draw themselves: no script, no fonts to fetch."""
-    translator.body.append(mathml(node.astext(), as_block=False))
+    translator.body.append(mathml(node, as_block=False))
     raise nodes.SkipNode
 
 
 def visit_math_block(translator: HTML5Translator, node: nodes.math_block) -> None:
     """Write a formula that stands alone."""
-    translator.body.append(f'<div class="formula">{mathml(node.astext(), as_block=True)}</div>')
+    translator.body.append(f'<div class="formula">{mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
 
 
-def mathml(formula: str, *, as_block: bool) -> str:
-    """LaTeX as MathML. Raises an error for a command that docutils does not know."""
-    return tex2mathml(formula.replace(r"\dots", r"\ldots"), as_block=as_block)  # it knows the second alone
+def mathml(node: nodes.Element, *, as_block: bool) -> str:
+    """A formula in LaTeX as MathML; a warning where it has a command that docutils does not know."""
+    try:
+        return tex2mathml(node.astext().replace(r"\dots", r"\ldots"), as_block=as_block)  # it knows the second alone
+    except MathError as error:
+        logging.getLogger(__name__).warning("a formula cannot be drawn: %s", error, location=node)
+        return ""
 
 
 def setup(app: Sphinx) -> None:
