@@ -284,6 +284,7 @@ def _draw_loss(axis, seen: Run, small: bool = False) -> None:
     finite = [value for value in seen.losses if math.isfinite(value)] or [0.0]
     steps = range(1, len(seen.losses) + 1)
     axis.plot(steps, seen.losses, color=BLUE, linewidth=1.5, marker="o" if len(finite) < 8 else "", markersize=4)
+    axis.set_xlim(0, max(2, 1.02 * len(steps)))
     top = max(finite)
     if top > 30:
         axis.set_yscale("log")
