@@ -312,6 +312,7 @@ def _draw_losses(axis, scene: Scene, resumed: Trace | None) -> None:
 def _draw_differences(axis, scene: Scene, resumed: Trace | None) -> None:
     pairs = differences(resumed) if resumed is not None else []
     axis.set_yscale("log")
+    axis.minorticks_off()  # they take longest to draw
     for points, look in (
         ([p for p in pairs if p[1]], {"color": VERMILION, "marker": "s", "markersize": 3.2}),
         ([p for p in pairs if not p[1]], {"color": GREEN, "marker": "o", "markersize": 3.6}),

@@ -11,7 +11,7 @@ from itertools import pairwise
 import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -378,7 +378,8 @@ def _draw_timeline(axis, timeline: Timeline, end: float) -> None:
 
 def _bar(axis, row: int, span: Span, kind: str, text: str, end: float) -> None:
     begin, stop = span
-    axis.barh(row, stop - begin, left=begin, height=0.86, linewidth=0.6, **LOOKS[kind])
+    # barh would look for new limits after every bar, which takes most of the time.
+    axis.add_artist(Rectangle((begin, row - 0.43), stop - begin, 0.86, linewidth=0.6, **LOOKS[kind]))
     room = (stop - begin) / end * 7.5 * 0.88  # inches
     if room > 0.085 * len(text) + 0.02:
         color = "white" if kind == "step" else BLACK

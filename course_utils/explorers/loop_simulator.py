@@ -291,6 +291,7 @@ def _draw_curves(axis, title: str, curves: list[tuple[Sequence[float], dict]]) -
     axis.set_title(title, fontsize=9, loc="left", y=1.01)
     axis.set_xlim(0, STEPS)
     axis.set_yscale("log")
+    axis.minorticks_off()  # they take longest to draw
     low, high = axis.get_ylim()
     if high / low < 20:  # room for at least one power of ten
         axis.set_ylim(low / 4, high * 4)

@@ -332,6 +332,7 @@ def _draw_curve(axis, name: str, values: Sequence[float], others: Sequence[float
     axis.set_xlim(0, STEPS)
     if logarithmic:
         axis.set_yscale("log")
+        axis.minorticks_off()  # they take longest to draw
         low, high = axis.get_ylim()
         if high / low < 20:  # room for at least one power of ten
             axis.set_ylim(low / 4, high * 4)

@@ -415,6 +415,7 @@ def _draw_losses(axis, scene: Scene, straight: Straight, resumed: Resumed) -> No
 def _draw_difference(axis, scene: Scene, straight: Straight, resumed: Resumed) -> None:
     pairs = differences(straight, resumed)
     axis.set_yscale("log")
+    axis.minorticks_off()  # they take longest to draw
     for points, look in (
         ([p for p in pairs if p[1]], {"color": VERMILION, "marker": "s", "markersize": 3.2}),
         ([p for p in pairs if not p[1]], {"color": GREEN, "marker": "o", "markersize": 3.6}),
@@ -505,6 +506,7 @@ def still(recipe: Recipe | None = None, stop: int = 20) -> Figure:
     straight = straight_run(recipe)
     figure, (axis, table) = new_figure(7.5, 3.4, 1, 2)
     axis.set_yscale("log")
+    axis.minorticks_off()  # they take longest to draw
     looks = zip((VERMILION, ORANGE, PURPLE, BLUE, GREEN), ("s", "^", "D", "v", "o"), strict=True)
     bare(table).set(xlim=(0, 1), ylim=(0, 1))
     table.text(0, 0.95, "in the checkpoint", fontsize=9.5, weight="bold")

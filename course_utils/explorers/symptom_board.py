@@ -284,9 +284,11 @@ def _draw_loss(axis, seen: Run, small: bool = False) -> None:
     finite = [value for value in seen.losses if math.isfinite(value)] or [0.0]
     steps = range(1, len(seen.losses) + 1)
     axis.plot(steps, seen.losses, color=BLUE, linewidth=1.5, marker="o" if len(finite) < 8 else "", markersize=4)
+    axis.set_xlim(0, max(2, 1.02 * len(steps)))
     top = max(finite)
     if top > 30:
         axis.set_yscale("log")
+        axis.minorticks_off()  # they take longest to draw
         axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(0, max(2.9, 1.1 * top))
@@ -340,6 +342,7 @@ def _draw_ratios(axis, seen: Run) -> None:
     steps = range(1, len(drawn) + 1)
     axis.plot(steps, drawn, color=BLUE, linewidth=1.5, marker="o" if len(drawn) < 8 else "", markersize=4)
     axis.set_yscale("log")
+    axis.minorticks_off()  # they take longest to draw
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))  # 10⁻³ is slow to set
     axis.yaxis.set_minor_formatter(NullFormatter())
     known = [value for value in drawn if not math.isnan(value)]
