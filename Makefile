@@ -8,7 +8,7 @@ export COURSE_SEED ?= 0
 NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --override-ini=filterwarnings=default \
 	--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile
 
-.PHONY: lab test test-code test-notebooks test-browser test-cuda build clean
+.PHONY: lab test test-code test-notebooks test-browser test-cuda build site clean
 
 lab: .venv/installed
 	$(BIN)/course start
@@ -43,6 +43,12 @@ test-cuda: .venv/installed
 build: .venv/installed
 	$(BIN)/course build
 
+# A website of the course in build/site, to be read from the disk or put on any web server.
+site: .venv/site
+	rm -rf build/site
+	$(BIN)/python docs/site/build.py build/site
+	@echo "Open build/site/index.html"
+
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './work/*' -prune -exec rm -rf {} +
@@ -50,4 +56,8 @@ clean:
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	touch $@
+
+.venv/site: .venv/installed
+	$(BIN)/python -m pip install -q -e ".[site]" -c constraints.txt
 	touch $@
