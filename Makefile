@@ -44,7 +44,7 @@ build: .venv/installed
 	$(BIN)/course build
 
 # A website of the course in build/site, to be read from the disk or put on any web server.
-site: .venv/site
+site: .venv/installed
 	rm -rf build/site
 	$(BIN)/python docs/site/build.py build/site
 	@echo "Open build/site/index.html"
@@ -56,8 +56,4 @@ clean:
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
-	touch $@
-
-.venv/site: .venv/installed
-	$(BIN)/python -m pip install -q -e ".[site]" -c constraints.txt
 	touch $@
