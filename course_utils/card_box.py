@@ -39,7 +39,7 @@ class CardBox:
         self.knew = self._button("I knew it", lambda: self._answered(True))
         self.not_yet = self._button("Not yet", lambda: self._answered(False))
         self.all = self._button("Go through all of them anyway", self._begin_with_all)
-        heading = widgets.HTML(f"<h4>{escape(title)}</h4>")
+        heading = widgets.HTML(f'<h4 style="margin: 4px 0">{escape(title)}</h4>')
         layout = widgets.Layout(
             border=LINE, padding="4px 14px", margin="4px 2px", min_height="108px", max_width="800px"
         )
@@ -62,11 +62,17 @@ class CardBox:
         self.begin(everything=True)
         self.turn.focus()
 
+    # A second press may arrive before the page has heard of the first: it must not answer a card that nobody has seen.
+
     def _turn(self) -> None:
+        if self.turned or not self.sitting.current:
+            return
         self._show(turned=True)
         self.knew.focus()
 
     def _answered(self, knew: bool) -> None:
+        if not self.turned:
+            return
         key = self.sitting.current
         self.record.keep(key, self.sitting.answer(knew, self.today()))
         self._show()
@@ -74,8 +80,8 @@ class CardBox:
         (self.turn if self.sitting.current else self.all).focus()
 
     def _show(self, turned: bool = False) -> None:
-        key, today = self.sitting.current, self.today()
-        card = self.cards.get(key)
+        self.turned, today = turned, self.today()
+        card = self.cards.get(self.sitting.current)
         for button, is_there in (
             (self.turn, card and not turned),
             (self.knew, card and turned),

@@ -66,14 +66,15 @@ class Sitting:
         total, left = len(self.places), len(self.queue)
         if self.everything and left:
             return f"{left} of {total} cards to go. A card that you know before its day keeps its day."
-        due = f"{left} of {total} cards due today" if left else f"{total} cards"
+        due = f"{left} of {total} cards due today"
         resting = self._resting(today)
         if not resting:
             return f"{due}."
         first = min(resting)
         number, later = resting[first], resting.total() - resting[first]
-        back = f"{number} {'comes' if number == 1 else 'come'} back on {first}"
-        return f"{due}; {back}, {later} later." if later else f"{due}; {back}."
+        who = f"{due}; {number}" if left else f"{number} of {total} cards"
+        back = f"{who} {'comes' if number == 1 else 'come'} back on {first}"
+        return f"{back}, {later} later." if later else f"{back}."
 
     def end(self, today: date) -> str:
         """What is said when no card is left."""

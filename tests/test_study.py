@@ -164,9 +164,23 @@ def test_a_missed_card_comes_again_and_a_known_one_does_not(box, record):
     answer(box, knew=True)
     end = "No card is due today. The next comes back on 2026-11-22."
     assert seen(box) == (end, ["Go through all of them anyway"])
-    assert "2 cards; 2 come back on 2026-11-22." in box.words.value
+    assert "2 of 2 cards come back on 2026-11-22." in box.words.value
     assert seen(new_box(record))[0] == end
     assert seen(new_box(record, TODAY + timedelta(days=1)))[0] == "What is 2 < 3 ?"
+
+
+def test_a_button_pressed_twice_answers_no_card_that_was_not_seen(box, record):
+    box.turn.click()
+    box.turn.click()
+    box.knew.click()
+    box.knew.click()
+    box.not_yet.click()
+    assert seen(box) == ("What is a & b ?", ["Show the answer"])
+    assert record.read() == {("week90", "What is `2 < 3`?"): Place(1, TODAY + timedelta(days=1))}
+    answer(box, knew=True)
+    box.turn.click()
+    assert not box.turned
+    assert seen(box)[1] == ["Go through all of them anyway"]
 
 
 def test_all_cards_can_be_gone_through_before_their_day(box):
