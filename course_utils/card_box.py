@@ -65,7 +65,7 @@ class CardBox:
     # A second press may arrive before the page has heard of the first: it must not answer a card that nobody has seen.
 
     def _turn(self) -> None:
-        if self.turned or not self.sitting.current:
+        if not self.sitting.current:
             return
         self._show(turned=True)
         self.knew.focus()
