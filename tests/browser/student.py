@@ -29,9 +29,15 @@ ALL_RUN = """() => {
     return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
 }"""
 
+# JupyterLab's body has no height and hides what overflows it, which axe-core takes to hide all text of the page: it
+# would look at no contrast at all.
 RUN_AXE = """async places => {
     const present = places.filter(place => document.querySelector(place));
+    const sheet = document.createElement('style');
+    sheet.textContent = 'body, .jp-LabShell { overflow: visible !important }';
+    document.head.append(sheet);
     const {violations} = await axe.run({include: present.map(place => [place])}, {resultTypes: ['violations']});
+    sheet.remove();
     return violations.filter(v => ['serious', 'critical'].includes(v.impact)).flatMap(v => v.nodes.map(
         node => `${v.id}: ${node.html.slice(0, 300)} ${node.failureSummary.slice(0, 300)}`));
 }"""

@@ -43,18 +43,41 @@ def test_every_control_of_the_explorer_changes_what_is_seen(student):
     student.look("explorer-moved", box)
 
 
-def test_cards_unfold_by_mouse_and_by_keyboard(student):
+def test_cards_turn_by_mouse_and_by_keyboard_and_missed_ones_come_again(student):
     output, cards = student.output("cards("), load_week(student.week).cards
-    folds = output.locator("details")
-    assert folds.count() == len(cards)
-    for card, fold, unfold in ((cards[0], folds.first, "click"), (cards[-1], folds.last, "Enter")):
-        answer = fold.locator("p")
-        expect(answer).to_be_hidden()
-        summary = fold.locator("summary")
-        summary.click() if unfold == "click" else summary.press(unfold)
-        expect(answer).to_be_visible()
-        assert words(card.answer) in words(fold.inner_text())
+    output.evaluate("area => { area.id = 'cards'; }")
+    box = output.locator(".widget-vbox").first
+    names = ("Show the answer", "I knew it", "Not yet", "Go through all of them anyway")
+    turn, knew, not_yet, again = (box.get_by_role("button", name=name, exact=True) for name in names)
+    expect(box).to_contain_text(f"{len(cards)} of {len(cards)} cards due today.")
+    expect(box.locator("[aria-live=polite]")).to_have_count(3)
+    assert words(cards[0].question) in words(box.inner_text())
     student.look("cards", output)
+
+    turn.click()  # the first card by mouse, and missed
+    expect(knew).to_be_focused()  # the last that a press brings; everything else is there then
+    expect(not_yet).to_be_visible()
+    expect(turn).to_be_hidden()
+    assert words(cards[0].answer) in words(box.inner_text())
+    student.look("cards-turned", output)
+    seen = student.violations("#cards")
+    not_yet.click()
+    for card in (*cards[1:], cards[0]):  # the others by keyboard alone, and known; then the first again
+        expect(turn).to_be_focused()
+        assert words(card.question) in words(box.inner_text())
+        student.page.keyboard.press("Enter")
+        expect(knew).to_be_focused()
+        assert words(card.answer) in words(box.inner_text())
+        student.page.keyboard.press("Enter")
+    expect(again).to_be_focused()
+    expect(box).to_contain_text("No card is due today. The next comes back on ")
+    student.look("cards-done", output)
+    student.run("cards(")
+    expect(box).to_contain_text("No card is due today. The next comes back on ")
+    again.click()
+    expect(turn).to_be_focused()
+    expect(box).to_contain_text(f"{len(cards)} of {len(cards)} cards to go.")
+    assert seen == []
 
 
 def test_the_quiz_explains_right_and_wrong_options(student):
