@@ -16,16 +16,17 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("week*.ipynb"))
 AXE = Path(__file__).with_name("axe.min.js")
 SECONDS_TO_OPEN = 120
-SECONDS_FOR_A_NOTEBOOK = 600
+SECONDS_FOR_A_NOTEBOOK = 240
 SECONDS_FOR_A_CELL = 60
 WIDTHS = (1280, 800)
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
 
-# True when nothing is queued or running and the last code cell has its number.
+# True when nothing is queued or running and the last code cell has its number. A folded cell shows none.
 ALL_RUN = """() => {
-    const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')];
+    const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
+        .filter(prompt => !prompt.classList.contains('jp-Placeholder-prompt'));
     return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
 }"""
 
