@@ -16,7 +16,7 @@ from course_utils.exercise import Exercise, UnknownExercise, exercise_weeks, loa
 from course_utils.feedback import Part, show, show_object
 from course_utils.judge import ERROR, NOT_ATTEMPTED, PASSED, Verdict, grade
 from course_utils.settings import course_device, course_seed
-from course_utils.source import solution_source
+from course_utils.source import is_untouched, solution_source
 from course_utils.standing import Progress
 from course_utils.weeks import load_week
 
@@ -109,7 +109,9 @@ def problem_with(exercise: Exercise, answer: Any) -> str:
         return f"{name} should be a {wanted}, and here it is {got}."
     if exercise.is_class:
         missing = [m for m in _public_methods(exercise.reference) if not hasattr(answer, m)]
-        return f"The class {name} still needs the method {' and '.join(missing)}." if missing else ""
+        if not missing or is_untouched(exercise, answer):
+            return ""
+        return f"The class {name} still needs the method {' and '.join(missing)}."
     return _parameter_problem(exercise, answer)
 
 

@@ -14,6 +14,7 @@ from course_utils.observe import TOLERANCES, SeenItems, SeenTensor, difference
 from course_utils.run import run_cases
 from course_utils.settings import course_device
 from course_utils.source import solution_source, stub_source
+from course_utils.student import problem_with
 from course_utils.weeks import load_week
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and course_device() == "cuda" else ["cpu"]
@@ -74,6 +75,7 @@ def test_the_untouched_stub_is_not_attempted(exercise):
     exec(stub_source(exercise), namespace)
     verdict = grade(exercise, namespace[exercise.name], 0)
     assert verdict.outcome == NOT_ATTEMPTED, verdict.message
+    assert problem_with(exercise, namespace[exercise.name]) == ""
 
 
 @each_exercise
