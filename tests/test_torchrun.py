@@ -103,7 +103,12 @@ def test_when_time_is_up_all_ranks_are_ended_even_those_that_do_not_listen(progr
     assert processes_of(file) == []
 
 
-CALLER = "import sys\nfrom course_utils.torchrun import torchrun\ntorchrun(sys.argv[1])\n"
+# A shell's background job, as this test may run in, ignores interrupts, and so would what it starts.
+CALLER = """import signal, sys
+from course_utils.torchrun import torchrun
+signal.signal(signal.SIGINT, signal.default_int_handler)
+torchrun(sys.argv[1])
+"""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["interrupted", "killed"])
