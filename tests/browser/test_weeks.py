@@ -13,6 +13,7 @@ from student import plausible_mistake, right_answer, words
 from course_utils.exercise import exercise_weeks
 from course_utils.weeks import load_week
 
+WHOLE_DECK = "week01"  # where every card is turned; each takes a second, so other weeks turn two
 SLOWEST_ANSWER = 1500  # milliseconds; on an idle machine it is near 100, and this one may be busy
 OUTPUTS = ".jp-Notebook .jp-OutputArea-output.jp-RenderedHTMLCommon"
 WIDGETS = ".jp-Notebook .jp-OutputArea .widget-vbox"
@@ -62,13 +63,17 @@ def test_cards_turn_by_mouse_and_by_keyboard_and_missed_ones_come_again(student)
     student.look("cards-turned", output)
     seen = student.violations("#cards")
     not_yet.click()
-    for card in (*cards[1:], cards[0]):  # the others by keyboard alone, and known; then the first again
+    whole = student.week == WHOLE_DECK
+    for card in (*cards[1:], cards[0]) if whole else cards[1:2]:  # by keyboard alone, and known; then the first again
         expect(turn).to_be_focused()
         assert words(card.question) in words(box.inner_text())
         student.page.keyboard.press("Enter")
         expect(knew).to_be_focused()
         assert words(card.answer) in words(box.inner_text())
         student.page.keyboard.press("Enter")
+    assert seen == []
+    if not whole:
+        return
     expect(again).to_be_focused()
     expect(box).to_contain_text("No card is due today. The next comes back on ")
     student.look("cards-done", output)
@@ -77,7 +82,6 @@ def test_cards_turn_by_mouse_and_by_keyboard_and_missed_ones_come_again(student)
     again.click()
     expect(turn).to_be_focused()
     expect(box).to_contain_text(f"{len(cards)} of {len(cards)} cards to go.")
-    assert seen == []
 
 
 def test_the_quiz_explains_right_and_wrong_options(student):
