@@ -8,17 +8,13 @@ from html import escape
 
 import ipywidgets as widgets
 
-from course_utils.feedback import inline_html
+from course_utils.feedback import inline_html, on_load
 from course_utils.repetition import Key, Record, Sitting
 from course_utils.weeks import Card
 
-# A screen reader reads a text when it changes only if the element around it is a live region. ipywidgets has no way to
-# make one, so this empty picture, once loaded, makes one of the element that it stands in.
-READ_ALOUD = (
-    '<img alt="" aria-hidden="true" style="display: none" '
-    'src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==" '
-    "onload=\"this.closest('.widget-html-content')?.setAttribute('aria-live', 'polite')\">"
-)
+# A screen reader reads a text when it changes only if the element around it is a live region. This makes one of the
+# element that it stands in.
+READ_ALOUD = on_load("this.closest('.widget-html-content')?.setAttribute('aria-live', 'polite')")
 LINE = "1px solid var(--jp-border-color1, #767676)"
 TEXT = "margin: 4px 0; line-height: 1.5; white-space: normal"
 

@@ -87,3 +87,14 @@ def show_object(thing: object) -> None:
         display(thing)
     else:
         print(repr(thing))
+
+
+def on_load(script: str) -> str:
+    """An empty picture that runs a script once it stands in the page, where `this` is the picture.
+
+    ipywidgets has no other way to reach the elements that it makes. The script holds no double quotes.
+    """
+    return (
+        '<img alt="" aria-hidden="true" style="display: none" '
+        f'src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==" onload="{script}">'
+    )

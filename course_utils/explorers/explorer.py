@@ -7,19 +7,18 @@ from html import escape
 
 import ipywidgets as widgets
 
+from course_utils.feedback import on_load
 from course_utils.plots.figure import Figure
 
 Render = Callable[..., tuple[Figure, str]]
 
 # ipywidgets writes a slider's description beside it and does not tell a screen reader that the two belong together.
-# This empty picture, once loaded, names the sliders of its box, also those that are drawn later.
-NAMES_SLIDERS = (
-    '<img alt="" aria-hidden="true" style="display: none" '
-    'src="data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==" onload="'
+# This names the sliders of its box, also those that are drawn later.
+NAMES_SLIDERS = on_load(
     "const start = () => { const box = this.closest('.widget-vbox'); if (!box) return setTimeout(start, 50); "
     "const name = () => box.querySelectorAll('.widget-slider').forEach(slider => "
     "slider.querySelector('[role=slider]')?.setAttribute('aria-label', slider.querySelector('label').textContent)); "
-    'name(); new MutationObserver(name).observe(box, {childList: true, subtree: true}); }; start()">'
+    "name(); new MutationObserver(name).observe(box, {childList: true, subtree: true}); }; start()"
 )
 
 

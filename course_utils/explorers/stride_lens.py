@@ -218,8 +218,8 @@ def _lens(shape: str, **controls: str | int) -> Lens:
 
 def in_use(**controls: str | int) -> list[str]:
     """The controls without the index sliders that have no dimension to move in."""
-    sizes = _lens(**controls).tensor.ndim
-    return [name for name in controls if name not in [f"index_{dim}" for dim in range(sizes, MOST_DIMS)]]
+    dims = _lens(**controls).tensor.ndim
+    return [name for name in controls if name not in [f"index_{dim}" for dim in range(dims, MOST_DIMS)]]
 
 
 def stride_lens() -> Explorer:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import ipywidgets as widgets
 import torch
 from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import nn
 from torch.nn import functional as F
 
@@ -289,7 +289,6 @@ def _draw_loss(axis, seen: Run, small: bool = False) -> None:
     if top > 30:
         axis.set_yscale("log")
         axis.minorticks_off()  # they take longest to draw
-        axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         axis.set_ylim(0, max(2.9, 1.1 * top))
     levels = {"log 10": math.log(CLASSES), "entropy": seen.entropy}
@@ -344,7 +343,6 @@ def _draw_ratios(axis, seen: Run) -> None:
     axis.set_yscale("log")
     axis.minorticks_off()  # they take longest to draw
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{math.log10(value):.0f}"))  # 10⁻³ is slow to set
-    axis.yaxis.set_minor_formatter(NullFormatter())
     known = [value for value in drawn if not math.isnan(value)]
     axis.set_ylim(min([1e-5, *known]) / 2, max([3.0, *known]) * 2)
     axis.annotate("around 1e-3", (0.99, 1e-3), xycoords=("axes fraction", "data"), fontsize=9, ha="right", va="center")

@@ -16,6 +16,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 from sphinx.cmd.build import build_main
 
+from course_utils.exercise import week_order
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTE = """```{{note}}
 This is the solved notebook with what it showed when it ran. To solve it yourself, `make lab` and open `work/{name}`:
@@ -37,7 +39,7 @@ def write_sources(folder: Path) -> None:
     """Write the pages as Sphinx reads them. They lie as in the repository, so that links between them hold."""
     lead, sections = parts((ROOT / "README.md").read_text(encoding="utf-8"))
     weeks = sections.pop("The weeks")
-    files = sorted((ROOT / "solutions").glob("*.ipynb"), key=lambda file: (not file.stem.startswith("week"), file.name))
+    files = sorted((ROOT / "solutions").glob("*.ipynb"), key=lambda file: week_order(file.stem))
     notebooks = {file.stem: site_notebook(file.name) for file in files}
     guides = {f"docs/{file.name}": file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
     index = "\n".join([lead, weeks, exercise_list(notebooks), contents(list(notebooks), list(guides))])
