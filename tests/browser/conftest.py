@@ -23,7 +23,7 @@ SECONDS_TO_START = 120
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 SETTINGS = {
     # All cells are drawn at once: the tests look at every one.
-    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},
+    "@jupyterlab/notebook-extension:tracker": {"windowingMode": "contentVisibility"},
     "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/docmanager-extension:plugin": {"autosave": False},
 }

@@ -3,7 +3,6 @@
 import ast
 import builtins
 import re
-import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from course_utils.exercise import Exercise, Misconception, load_exercise
 from course_utils.source import solution_source
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("week*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 AXE = Path(__file__).with_name("axe.min.js")
 SECONDS_TO_OPEN = 120
 SECONDS_FOR_A_NOTEBOOK = 240
@@ -23,11 +22,12 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
 
-# True when nothing is queued or running and the last code cell has its number. A folded cell shows none.
-ALL_RUN = """() => {
+# True when all cells are there, nothing is queued or running and each has its number. A folded cell shows none.
+ALL_RUN = """cells => {
     const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
         .filter(prompt => !prompt.classList.contains('jp-Placeholder-prompt'));
-    return prompts.length && prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
+    const drawn = document.querySelectorAll('.jp-Notebook .jp-Cell').length >= cells;
+    return drawn && prompts.every(p => /\\[\\d+\\]/.test(p.textContent));
 }"""
 
 # JupyterLab's body has no height and hides what overflows it, which axe-core takes to hide all text of the page: it
@@ -63,12 +63,7 @@ class Student:
         self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
         self.page.on("console", self._listen)
         self.page.goto(f"{self.server}/doc/tree/{self.notebook.name}")
-        self.page.wait_for_function(
-            f"n => document.querySelectorAll('.jp-Notebook .jp-Cell').length >= n && {KERNEL}?.status === 'idle'",
-            arg=len(self.cells),
-            timeout=1000 * SECONDS_TO_OPEN,
-            polling=250,
-        )
+        self.page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=1000 * SECONDS_TO_OPEN, polling=250)
 
     def _listen(self, message) -> None:
         if message.type == "error":
@@ -77,15 +72,15 @@ class Student:
     def close(self) -> None:
         """End the notebook's kernel and close the page."""
         if self.page is not None:
-            self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+            self.page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.shutdown(); }")
             self.page.close()
 
     # ---- running ----------------------------------------------------------------------
 
     def run_all(self) -> None:
-        """Choose Run All Cells and wait until every code cell has its number."""
+        """Choose Run All Cells and wait until every cell is drawn and every code cell has its number."""
         self.command("notebook:run-all-cells", wait=False)
-        self.page.wait_for_function(ALL_RUN, timeout=1000 * SECONDS_FOR_A_NOTEBOOK, polling=250)
+        self.page.wait_for_function(ALL_RUN, arg=len(self.cells), timeout=1000 * SECONDS_FOR_A_NOTEBOOK, polling=250)
         self.page.wait_for_selector(".jp-Notebook .widget-vbox img", state="attached")
 
     def command(self, name: str, wait: bool = True, **arguments) -> None:
@@ -122,8 +117,11 @@ class Student:
         )
 
     def output(self, wanted: str):
-        """The output area of a cell."""
-        return self.cell(wanted).locator(".jp-OutputArea").first
+        """The output area of a cell, scrolled into view: the page draws no others."""
+        area = self.cell(wanted).locator(".jp-OutputArea").first
+        area.scroll_into_view_if_needed()
+        self.page.evaluate("() => new Promise(requestAnimationFrame)")
+        return area
 
     # ---- looking ----------------------------------------------------------------------
 
@@ -131,6 +129,10 @@ class Student:
         """Wait until the kernel has answered all that the page asked of it, and the page shows it."""
         self.page.evaluate(f"async () => {{ await {KERNEL}.requestKernelInfo(); }}")
         self.page.wait_for_timeout(100)
+
+    def wait_for_focus(self, button) -> None:
+        """Wait until an element has the keyboard's focus. Looks at every frame, where `expect` waits half a second."""
+        self.page.wait_for_function("button => button === document.activeElement", arg=button.element_handle())
 
     def violations(self, *places: str, themes: Iterable[str] = THEMES) -> list[str]:
         """What axe-core calls serious or critical in the parts of the page that selectors name."""
@@ -178,22 +180,32 @@ def plausible_mistake(notebook_cells) -> tuple[Exercise, Misconception, str]:
             code = mistaken_answer(exercise, misconception)
             if code and misconception.implementation is not exercise.broken_version:
                 return exercise, misconception, code
-    raise LookupError("No misconception of this week can be written without the helpers of its module.")
+    raise LookupError("No misconception of this week can be written as a plain function.")
 
 
 def mistaken_answer(exercise: Exercise, misconception: Misconception) -> str:
-    """The misconception under the exercise's name, or nothing when it needs more than builtins and torch."""
-    module = Path(ROOT / "course_utils" / "exercises" / exercise.week / f"{exercise.name}.py")
-    text = module.read_text(encoding="utf-8")
+    """The misconception under the exercise's name, with the imports and helpers of its module that it needs.
+
+    Nothing when it is no plain function, or needs the reference.
+    """
+    text = (ROOT / "course_utils" / "exercises" / exercise.week / f"{exercise.name}.py").read_text(encoding="utf-8")
+    given, decorated = {}, set()  # what each name at the top of the module is, as code
     for node in ast.parse(text).body:
-        if not isinstance(node, ast.FunctionDef) or exercise.is_class:
-            continue
-        if node.name == misconception.name and len(node.decorator_list) == 1:
-            lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
-            code = textwrap.dedent("\n".join(lines)).replace(f"def {node.name}(", f"def {exercise.name}(", 1)
-            needed = _names_from_outside(code) - set(dir(builtins))
-            return f"import torch\n\n\n{code}" if needed <= {"torch"} else ""
-    return ""
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            given |= {alias.asname or alias.name: ast.unparse(node) for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            given[node.name] = ast.get_source_segment(text, node)
+            decorated |= {node.name} if len(node.decorator_list) > 1 else set()
+    name = misconception.name
+    if exercise.is_class or name in decorated or not given.get(name, "").startswith(f"def {name}("):
+        return ""
+    parts = {name: given[name].replace(f"def {name}(", f"def {exercise.name}(", 1)}
+    while needed := set().union(*map(_names_from_outside, parts.values())) - set(dir(builtins)) - parts.keys():
+        if not needed <= given.keys() - {exercise.name}:
+            return ""
+        parts |= {name: given[name] for name in needed}
+    helpers_first = [*parts.values()][::-1]
+    return "\n\n\n".join(sorted(helpers_first, key=lambda part: part.startswith(("def", "class"))))
 
 
 def right_answer(exercise: Exercise) -> str:
@@ -206,7 +218,12 @@ def _names_from_outside(code: str) -> set[str]:
     own = {node.arg for node in nodes if isinstance(node, ast.arg)}
     own |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     own |= {node.name for node in nodes[2:] if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)} - own
+    defaults = [d for node in nodes if isinstance(node, ast.arguments) for d in (*node.defaults, *node.kw_defaults)]
+    return _loaded(nodes) - own | _loaded(defaults)
+
+
+def _loaded(nodes: list[ast.AST]) -> set[str]:
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
 def words(text: str) -> str:

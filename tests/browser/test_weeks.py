@@ -13,10 +13,11 @@ from student import plausible_mistake, right_answer, words
 from course_utils.exercise import exercise_weeks
 from course_utils.weeks import load_week
 
-WHOLE_DECK = "week01"  # where every card is turned; each takes a second, so other weeks turn two
+IN_FULL = "week01"  # where every card is turned, and axe-core looks at every state; other weeks save the time
 SLOWEST_ANSWER = 1500  # milliseconds; on an idle machine it is near 100, and this one may be busy
 OUTPUTS = ".jp-Notebook .jp-OutputArea-output.jp-RenderedHTMLCommon"
 WIDGETS = ".jp-Notebook .jp-OutputArea .widget-vbox"
+NOT_OURS = ".jp-Notebook .jp-InputArea, .jp-Notebook .jp-MarkdownCell"  # most of the page, and of axe-core's time
 
 
 def test_every_cell_runs_and_the_page_complains_of_nothing(student):
@@ -61,14 +62,14 @@ def test_cards_turn_by_mouse_and_by_keyboard_and_missed_ones_come_again(student)
     expect(turn).to_be_hidden()
     assert words(cards[0].answer) in words(box.inner_text())
     student.look("cards-turned", output)
-    seen = student.violations("#cards")
+    whole = student.week == IN_FULL
+    seen = student.violations("#cards") if whole else []
     not_yet.click()
-    whole = student.week == WHOLE_DECK
     for card in (*cards[1:], cards[0]) if whole else cards[1:2]:  # by keyboard alone, and known; then the first again
-        expect(turn).to_be_focused()
+        student.wait_for_focus(turn)
         assert words(card.question) in words(box.inner_text())
         student.page.keyboard.press("Enter")
-        expect(knew).to_be_focused()
+        student.wait_for_focus(knew)
         assert words(card.answer) in words(box.inner_text())
         student.page.keyboard.press("Enter")
     assert seen == []
@@ -121,7 +122,8 @@ def test_a_mistake_is_named_hints_come_and_the_right_answer_passes(student):
     assert words(misconception.explanation) in words(verdict.inner_text())
     verdict.evaluate("area => { area.id = 'verdict'; }")
     student.look("mistake", student.cell(f"{name}-check"))
-    seen += student.violations("#verdict")
+    if student.week == IN_FULL:
+        seen += student.violations("#verdict")
 
     fold = student.cell(f"{name}-hint").locator("details")
     expect(fold.locator("p").first).to_be_hidden()
@@ -134,7 +136,8 @@ def test_a_mistake_is_named_hints_come_and_the_right_answer_passes(student):
         expect(verdict).to_contain_text(f"hint {number} of {len(exercise.hint_texts)}")
         assert words(text) in words(verdict.inner_text())
     student.look("hint", student.cell(f"{name}-check"))
-    seen += student.violations("#verdict", themes=["light"])
+    if student.week == IN_FULL:
+        seen += student.violations("#verdict", themes=["light"])
 
     student.write(f"{name}-check", f"check({name})")
     student.write(f"{name}-answer", right_answer(exercise))
@@ -145,11 +148,11 @@ def test_a_mistake_is_named_hints_come_and_the_right_answer_passes(student):
     student.run("progress(")
     row = student.output("progress(").locator("tr", has=student.page.locator(f"code:text-is('{name}')"))
     expect(row).to_contain_text("passed")
-    seen += student.violations("#verdict", themes=["light"])
     assert seen == []
 
 
 def test_nothing_the_course_shows_shuts_anybody_out(student):
     student.page.locator(f"{OUTPUTS} details").evaluate_all("all => all.forEach(fold => { fold.open = true; })")
+    student.page.locator(NOT_OURS).evaluate_all("all => all.forEach(part => part.remove())")
     assert student.violations(OUTPUTS, WIDGETS) == []
     assert student.complaints == []
