@@ -120,7 +120,7 @@ class Student:
         """The output area of a cell, scrolled into view: the page draws no others."""
         area = self.cell(wanted).locator(".jp-OutputArea").first
         area.scroll_into_view_if_needed()
-        self.page.evaluate("() => new Promise(requestAnimationFrame)")
+        self.wait_for_frames()
         return area
 
     # ---- looking ----------------------------------------------------------------------
@@ -128,7 +128,11 @@ class Student:
     def settle(self) -> None:
         """Wait until the kernel has answered all that the page asked of it, and the page shows it."""
         self.page.evaluate(f"async () => {{ await {KERNEL}.requestKernelInfo(); }}")
-        self.page.wait_for_timeout(100)
+        self.wait_for_frames()
+
+    def wait_for_frames(self) -> None:
+        """Wait until the page was drawn with all that has changed."""
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def wait_for_focus(self, button) -> None:
         """Wait until an element has the keyboard's focus. Looks at every frame, where `expect` waits half a second."""
