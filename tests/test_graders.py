@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import pytest
 import torch
@@ -31,17 +31,26 @@ each_misconception = pytest.mark.parametrize(
 each_device = pytest.mark.parametrize("device", DEVICES)
 
 
-@lru_cache(maxsize=2 * len(SEEDS))
-def remembering(exercise, seed, device="cpu"):
-    """A process that runs each implementation of the exercise once; conftest.py lets an exercise's tests follow each
-    other.
-    """
-    return RememberingProcess(seed, device)
+class RememberingAllProcess(RememberingProcess):
+    """Runs each implementation once for all that is asked: calls are in every run, and the quick way is kept too."""
+
+    def __init__(self, seed, device):
+        super().__init__(seed, device)
+        self._live = cache(super()._live)
+
+    def run_cases(self, exercise, implementation, *, detail=True, refuse=False):
+        return super().run_cases(exercise, implementation, detail=True)
+
+
+@lru_cache(maxsize=len(DEVICES) * len(SEEDS))
+def remembering(exercise, seed, device):
+    """A process for the exercise; conftest.py lets an exercise's tests follow each other."""
+    return RememberingAllProcess(seed, device)
 
 
 def runs_of(exercise, implementation, seed=0):
     """What is seen of the implementation on the CPU."""
-    with remembering(exercise, seed) as process:
+    with remembering(exercise, seed, "cpu") as process:
         return process.run_cases(exercise, implementation)
 
 
@@ -137,7 +146,9 @@ def test_a_bug_hunt_starts_from_a_version_that_fails(exercise):
     if exercise.broken_version is None:
         pytest.skip("not a bug hunt")
     for seed in SEEDS:
-        assert grade(exercise, exercise.broken_version, seed).outcome != PASSED
+        with remembering(exercise, seed, "cpu") as process:
+            runs = process.run_cases(exercise, exercise.broken_version)
+            assert judge(exercise, runs, process).outcome != PASSED
 
 
 @each_exercise
@@ -217,6 +228,6 @@ def test_the_objectives_belong_to_the_week(exercise):
 @each_exercise
 def test_two_mistakes_at_once_are_not_taken_for_a_right_answer(exercise):
     """Diagnosis never invents a match: on the reference's own observations it finds nothing."""
-    with remembering(exercise, 0) as process:
+    with remembering(exercise, 0, "cpu") as process:
         reference = process.run_cases(exercise, exercise.reference)
         assert diagnose(exercise, reference, reference, process) is None
