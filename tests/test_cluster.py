@@ -35,12 +35,11 @@ def cluster(copied_course, tmp_path):
             client.wait_for_workers(2, timeout=60)
         yield address
     finally:
-        for process in reversed(processes):
+        for process in reversed(processes):  # the workers first, since they take leave of the scheduler
             process.terminate()
-        for process in reversed(processes):
             try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:  # on a busy machine; what other tests count must not be left behind
+                process.wait(5)
+            except subprocess.TimeoutExpired:  # now and then one never ends by itself
                 process.kill()
                 process.wait()
 
