@@ -511,6 +511,19 @@ def test_a_class_with_hostile_answers(copied_course, tmp_path):
     assert os.getcwd() != str(folder)
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there is a fork server on Linux alone")
+def test_a_kill_that_comes_after_the_worker_has_ended_costs_nobody_anything(copied_course):
+    processes = workers.Workers(1, {"week90"}, seed=0, device="cpu", seconds=5.0)
+    task = "a.py", [Cell(1, RIGHT["double"])], ["double"]
+    try:
+        first = processes.run(*task)
+        processes._slots[0].kill()
+        second = processes.run(*task)
+    finally:
+        processes.close()
+    assert [reports["double"].died for reports in (first, second)] == ["", ""]
+
+
 def test_without_a_fork_server_each_submission_has_a_python_of_its_own(copied_course, tmp_path, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open", raising=False)
     ends = script(tmp_path / "a.py", "import os\ndef double(values):\n    os._exit(3)", RIGHT["last_item"])
