@@ -19,7 +19,7 @@ from course_utils.weeks import load_week
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and course_device() == "cuda" else ["cpu"]
 SEEDS = range(3)
-MANY_SEEDS = range(12)
+MANY_SEEDS = range(8)
 
 EXERCISES = [load_exercise(name) for name in exercise_weeks()]
 BANK = [(exercise, misconception) for exercise in EXERCISES for misconception in exercise.misconceptions]
@@ -111,7 +111,7 @@ def test_a_misconception_is_rejected_and_named(exercise, misconception, device):
 @each_exercise
 def test_a_check_rejects_and_names_as_the_remembered_runs_do(exercise):
     """The test above runs each implementation once; this one takes a student's whole way, for one misconception."""
-    misconception = exercise.misconceptions[-1]
+    misconception = exercise.misconceptions[len(exercise.misconceptions) // 2]
     assert grade(exercise, misconception.implementation, 0).misconception == misconception.name
 
 
