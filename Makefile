@@ -54,6 +54,7 @@ clean:
 	find . -name __pycache__ -not -path './work/*' -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo "Installing about 1.5 GB into .venv; this takes some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
 	touch $@

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. A CourseError becomes one clear message and exit code 1."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help()
+        return 2
     try:
         return options.run(options)
     except CourseError as error:
@@ -32,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="course", description="Build, check and grade the PyTorch course.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     command = commands.add_parser("list", help="name the weeks and their exercises")
     command.add_argument("--json", action="store_true", help="as JSON")
@@ -254,7 +259,7 @@ def show_progress(options: argparse.Namespace) -> int:
     """`course progress`: what the notebooks in work/ hold now, whatever was checked before."""
     from course_utils.build import course_root
     from course_utils.classroom import grade_class
-    from course_utils.exercise import exercise_weeks, load_exercise
+    from course_utils.exercise import exercise_weeks, load_exercise, week_order
     from course_utils.settings import course_device
     from course_utils.workspace import own_notebooks
 
@@ -269,11 +274,13 @@ def show_progress(options: argparse.Namespace) -> int:
     from course_utils.standing import Progress
     from course_utils.weeks import load_week
 
-    begun = [week for week, found in outcomes.items() if set(found.values()) != {"not attempted"}]
+    weeks = sorted(outcomes, key=week_order)
+    begun = [week for week in weeks if set(outcomes[week].values()) != {"not attempted"}]
     for week in begun:
         print(f"{Progress(load_week(week), [load_exercise(name) for name in outcomes[week]], outcomes[week])}\n")
-    if waiting := [week for week in outcomes if week not in begun]:
-        print(f"Not begun: {', '.join(waiting)}. Open work/{waiting[0]}_….ipynb when you are ready.")
+    if waiting := [week for week in weeks if week not in begun]:
+        first = next(file.name for file, _ in files if file.name.startswith(waiting[0]))
+        print(f"Not begun: {', '.join(waiting)}. Open {first} when you are ready.")
     return 0
 
 

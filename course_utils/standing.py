@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from html import escape
+from pathlib import Path
 
 from course_utils.exercise import Exercise
 from course_utils.feedback import SIGNS, inline_html
@@ -12,14 +14,14 @@ from course_utils.weeks import Week
 
 
 class Progress:
-    """Exercises of a week with their outcomes, the objectives they meet, and what to do next.
+    """Exercises of a week with their outcomes, the objectives they meet, and what to do next, in the lesson's order.
 
     outcomes: exercise name → one of the four outcome words. An objective is met when every exercise that assesses it
     passes; objectives that only the quiz assesses are counted apart.
     """
 
     def __init__(self, week: Week, exercises: Sequence[Exercise], outcomes: Mapping[str, str]) -> None:
-        self.week, self.exercises, self.outcomes = week, exercises, outcomes
+        self.week, self.exercises, self.outcomes = week, sorted(exercises, key=_place_in_lesson), outcomes
 
     def outcome(self, exercise: Exercise) -> str:
         """One of the four outcome words."""
@@ -76,3 +78,14 @@ class Progress:
     def _objective(self, objective: str, met: bool) -> str:
         text = inline_html(self.week.objectives.get(objective, objective).rstrip("."))
         return f"{text}{' ✓' if met else ''}"
+
+
+def _place_in_lesson(exercise: Exercise) -> int:
+    """Where the exercise stands in its week's notebook; the same for all where the notebooks are not at hand."""
+    return _notebook(exercise.week).find(f'"{exercise.name}-answer"')
+
+
+@cache
+def _notebook(week: str) -> str:
+    files = (Path(__file__).parent.parent / "notebooks").glob(f"{week}_*.ipynb")
+    return "".join(file.read_text(encoding="utf-8") for file in files)

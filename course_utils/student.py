@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from course_utils.errors import CourseError
-from course_utils.exercise import Exercise, UnknownExercise, exercise_weeks, load_exercise
+from course_utils.exercise import Exercise, UnknownExercise, exercise_weeks, load_exercise, week_order
 from course_utils.feedback import Part, show, show_object
-from course_utils.judge import ERROR, NOT_ATTEMPTED, PASSED, Verdict, grade
+from course_utils.judge import ERROR, FAILED, NOT_ATTEMPTED, PASSED, Verdict, grade
 from course_utils.settings import course_device, course_seed
 from course_utils.source import is_untouched, solution_source
 from course_utils.standing import Progress
@@ -25,6 +25,8 @@ Answer = TypeVar("Answer", bound=Callable[..., Any])
 _checks: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 _hints_shown: defaultdict[str, int] = defaultdict(int)
 _failing_arguments: dict[str, tuple[Any, ...]] = {}
+_rejected: dict[str, Any] = {}  # what was checked last, by exercise
+_SAME_CODE = "This is the code of your last check. If you changed it since, run its cell; it must run without error."
 
 
 class AnswerRejected(AssertionError):
@@ -38,10 +40,14 @@ def check(answer: Callable[..., Any] | str, *, strict: bool = False) -> Verdict:
     same in every session; COURSE_SEED shifts them. Never raises for a wrong answer, unless `strict`: then
     AnswerRejected. Raises CourseError when COURSE_DEVICE asks for a device that is not there.
     """
-    verdict = _verdict(answer, sys._getframe(1).f_globals)
+    names = sys._getframe(1).f_globals
+    verdict = _verdict(answer, names)
     if verdict.arguments is not None:
         _failing_arguments[verdict.exercise] = verdict.arguments
-    show(verdict.parts, verdict.outcome)
+    tried = names.get(answer) if isinstance(answer, str) else answer
+    again = verdict.outcome in (ERROR, FAILED) and callable(tried) and _rejected.get(verdict.exercise) is tried
+    _rejected[verdict.exercise] = tried
+    show([*verdict.parts, *([Part("next", _SAME_CODE)] if again else [])], verdict.outcome)
     if strict and verdict.outcome != PASSED:
         raise AnswerRejected(verdict.message)
     return verdict
@@ -192,6 +198,8 @@ def passing(answer: Answer) -> Answer:
 
     Raises UnknownExercise for a name that is no exercise, TypeError for something that cannot be an answer.
     """
+    if isinstance(answer, str):
+        raise TypeError(f"`passing` takes the function or class itself: passing({answer}).")
     exercise = load_exercise(_name_of(answer))
     problem = problem_with(exercise, answer)
     if not problem and grade(exercise, answer, next_seed(exercise.name), course_device()).outcome == PASSED:
@@ -204,7 +212,7 @@ def progress() -> None:
     """Show where you stand: every exercise of the weeks this notebook defines answers for, graded now."""
     names = sys._getframe(1).f_globals
     order = list(names)  # the order in which the notebook defined them
-    weeks = sorted({week for name, week in exercise_weeks().items() if name in names})
+    weeks = sorted({week for name, week in exercise_weeks().items() if name in names}, key=week_order)
     if not weeks:
         show([Part("text", "None of the course's exercises is defined here yet: run the cells above first.")])
     for week in weeks:

@@ -12,7 +12,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from course_utils.errors import CourseError
-from course_utils.exercise import exercise_weeks
+from course_utils.exercise import exercise_weeks, week_order
 from course_utils.lesson import GENERATED, digest, week_of
 
 
@@ -48,8 +48,8 @@ def update(root: Path) -> list[str]:
 
 
 def course_notebooks(root: Path) -> list[Path]:
-    """The students' notebooks of the course. Raises CourseError when there are none."""
-    files = sorted((root / "notebooks").glob("*.ipynb"))
+    """The students' notebooks of the course, the capstone last. Raises CourseError when there are none."""
+    files = sorted((root / "notebooks").glob("*.ipynb"), key=lambda file: week_order(file.stem))
     if not files:
         raise CourseError("There are no notebooks/*.ipynb; `make build` writes them from the lessons.")
     return files

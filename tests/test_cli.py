@@ -120,7 +120,6 @@ def test_a_wrong_setting_is_one_line(capsys, in_course, monkeypatch, name, value
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["fly"],
         ["grade", "a.py"],
         ["grade", "--json", "out.json"],
@@ -138,6 +137,12 @@ def test_a_command_that_is_not_understood_ends_with_exit_code_2_and_the_usage(ca
         main(arguments)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("usage: course")
+
+
+def test_without_a_command_there_is_the_list_of_commands(capsys):
+    code, output, errors = run(capsys)
+    assert (code, errors) == (2, "")
+    assert output.startswith("usage: course") and "grade what is in work/ and say where you stand" in output
 
 
 def test_an_interrupt_ends_quietly(capsys, in_course, monkeypatch):
@@ -166,7 +171,7 @@ def test_progress_grades_what_is_in_work_and_leaves_backups_alone(capsys, in_cou
     assert output.startswith("Samples: 1 of 3 exercises pass, 1 of 2 objectives of the exercises are met.\n")
     assert "Next: last_item is begun and does not pass yet; check(last_item) says why.\n" in output
     rows[:2] = [Row("a", name, "not attempted") for name in ("double", "last_item")]
-    assert run(capsys, "progress", "week90")[1] == "Not begun: week90. Open work/week90_….ipynb when you are ready.\n"
+    assert run(capsys, "progress", "week90")[1] == "Not begun: week90. Open week90_samples.ipynb when you are ready.\n"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ import torch
 
 from course_utils import check, expect_error, failing_call, hint, passing, progress, solution, student
 from course_utils.errors import CourseError
-from course_utils.exercise import UnknownExercise, load_exercise
+from course_utils.exercise import UnknownExercise, exercise_weeks, load_exercise
+from course_utils.standing import Progress
 from course_utils.student import AnswerRejected
+from course_utils.weeks import load_week
 
 SUGGESTED = "There is no exercise called storage_indx. Did you mean storage_index?"
 
@@ -269,6 +271,8 @@ def test_passing_of_an_unknown_name_or_a_value_raises():
         passing(storage_indx)
     with pytest.raises(TypeError, match="you gave it an int"):
         passing(5)
+    with pytest.raises(TypeError, match=r"takes the function or class itself: passing\(storage_index\)"):
+        passing("storage_index")
 
 
 # --- progress -----------------------------------------------------------------------------------------------------
@@ -296,6 +300,13 @@ def test_progress_shows_every_exercise_of_the_week_and_the_next_step(capsys, sam
         "    ○ count words\n"
         "Next: last_item is begun and does not pass yet; check(last_item) says why.\n"
     )
+
+
+def test_exercises_are_listed_in_the_order_of_the_lesson():
+    names = [name for name, week in exercise_weeks().items() if week == "week01"]
+    shown = Progress(load_week("week01"), list(map(load_exercise, names)), dict.fromkeys(names, "not attempted"))
+    assert [exercise.name for exercise in shown.exercises][:3] == ["storage_index", "shares_storage", "sliding_windows"]
+    assert shown.next_step() == "Next: try storage_index."
 
 
 def test_progress_without_any_answer_says_what_to_do(capsys, sample_course):
@@ -358,6 +369,22 @@ def test_the_failing_call_can_be_made_again():
     arguments = failing_call(storage_index)
     assert failing_call("storage_index") == arguments
     assert len(arguments) == 4
+
+
+def test_the_same_code_checked_again_is_told_so(capsys):
+    def storage_index(shape, stride, storage_offset, index):
+        return 0
+
+    def seen(answer):
+        check(answer)
+        return "This is the code of your last check." in capsys.readouterr().out
+
+    first = storage_index
+
+    def storage_index(shape, stride, storage_offset, index):
+        return 1
+
+    assert [seen(answer) for answer in (first, first, storage_index, first)] == [False, True, False, False]
 
 
 def test_without_a_failing_call_there_is_one_clear_sentence(monkeypatch):

@@ -163,9 +163,9 @@ def ignores_negatives(shape, stride, storage_offset, index):
 
 
 @storage_index.misconception(
-    "The sum is right for indices from 0 up to the end, and that is the only kind you thought "
-    "of. A negative index counts from the end, and one that does not exist, or too few or too "
-    "many of them, must raise IndexError."
+    "The sum is right for indices from 0 up to the end. There are others: a negative index counts "
+    "from the end, and one that does not exist, or too few or too many of them, must raise "
+    "IndexError."
 )
 def the_bare_sum(shape, stride, storage_offset, index):
     return storage_offset + sum(step * entry for step, entry in zip(stride, index, strict=False))
