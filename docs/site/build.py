@@ -38,7 +38,7 @@ def build(output: Path) -> int:
 def write_sources(folder: Path) -> None:
     """Write the pages as Sphinx reads them. They lie as in the repository, so that links between them hold."""
     lead, sections = parts((ROOT / "README.md").read_text(encoding="utf-8"))
-    weeks = sections.pop("The weeks")
+    weeks = sections.pop("The weeks").replace("](notebooks/", "](solutions/")  # here the answers are folded away
     files = sorted((ROOT / "solutions").glob("*.ipynb"), key=lambda file: week_order(file.stem))
     notebooks = {file.stem: site_notebook(file.name) for file in files}
     guides = {f"docs/{file.name}": file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md"))}
