@@ -25,7 +25,7 @@ Answer = TypeVar("Answer", bound=Callable[..., Any])
 _checks: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 _hints_shown: defaultdict[str, int] = defaultdict(int)
 _failing_arguments: dict[str, tuple[Any, ...]] = {}
-_rejected: dict[str, Any] = {}  # what was checked last, by exercise
+_last_checked: dict[str, Any] = {}  # by exercise
 _SAME_CODE = "This is the code of your last check. If you changed it since, run its cell; it must run without error."
 
 
@@ -45,8 +45,8 @@ def check(answer: Callable[..., Any] | str, *, strict: bool = False) -> Verdict:
     if verdict.arguments is not None:
         _failing_arguments[verdict.exercise] = verdict.arguments
     tried = names.get(answer) if isinstance(answer, str) else answer
-    again = verdict.outcome in (ERROR, FAILED) and callable(tried) and _rejected.get(verdict.exercise) is tried
-    _rejected[verdict.exercise] = tried
+    again = verdict.outcome in (ERROR, FAILED) and callable(tried) and _last_checked.get(verdict.exercise) is tried
+    _last_checked[verdict.exercise] = tried
     show([*verdict.parts, *([Part("next", _SAME_CODE)] if again else [])], verdict.outcome)
     if strict and verdict.outcome != PASSED:
         raise AnswerRejected(verdict.message)
