@@ -20,30 +20,28 @@ from course_utils.draw import Draw
 from course_utils.exercise import Exercise, exercise_weeks, load_exercise
 from course_utils.judge import grade
 
-ROUNDS, REPEATS, FEWEST_ROUNDS, SECONDS_PER_EXERCISE = 30, 5, 5, 4.0
+ROUNDS, FEWEST_ROUNDS, SECONDS_PER_EXERCISE = 100, 5, 4.0
 IMPORTS = 7
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Processor time of one call, as the mean of a few."""
-    begin = time.process_time()
-    for _ in range(REPEATS):
-        function()
-    return (time.process_time() - begin) / REPEATS
+def milliseconds(function: Callable[[], object]) -> float:
+    """Time of one call."""
+    begin = time.perf_counter()
+    function()
+    return 1000 * (time.perf_counter() - begin)
 
 
 def measure(exercise: Exercise) -> tuple[float, float, float]:
-    """Milliseconds of a whole check, of running the cases twice, and of what is between, each a median over rounds.
+    """Milliseconds of a whole check, of running the cases twice, and of what is between.
 
-    The two are timed by turns, so that whatever else the machine does falls on both.
+    Each is the least of many rounds, since whatever else the machine does only adds; the two are timed by turns.
     """
-    rounds = []
+    whole, bare = [], []
     begin = time.perf_counter()
-    while len(rounds) < FEWEST_ROUNDS or (len(rounds) < ROUNDS and time.perf_counter() - begin < SECONDS_PER_EXERCISE):
-        whole = seconds(lambda: grade(exercise, exercise.reference, 0))
-        bare = 2 * seconds(lambda: run_bare(exercise))
-        rounds.append((whole, bare, whole - bare))
-    return tuple(1000 * statistics.median(column) for column in zip(*rounds, strict=True))
+    while len(whole) < FEWEST_ROUNDS or (len(whole) < ROUNDS and time.perf_counter() - begin < SECONDS_PER_EXERCISE):
+        whole.append(milliseconds(lambda: grade(exercise, exercise.reference, 0)))
+        bare.append(milliseconds(lambda: (run_bare(exercise), run_bare(exercise))))
+    return min(whole), min(bare), min(whole) - min(bare)
 
 
 def run_bare(exercise: Exercise) -> None:

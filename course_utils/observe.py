@@ -32,6 +32,7 @@ TOLERANCES = {
     torch.complex64: (1e-4, 1e-5),
     torch.complex128: (1e-6, 1e-8),
 }
+EXACT = (0.0, 0.0)
 FLOAT_TOLERANCE = TOLERANCES[torch.float32]  # a Python float often comes out of a float32 tensor
 
 
@@ -80,6 +81,7 @@ class Difference(NamedTuple):
 NAMED_TUPLE = "tuple "  # how the kind of a NamedTuple begins
 SCALARS = {int, float, bool, type(None), complex}
 _JSON_SCALARS = {str, float, bool, type(None)}  # with whole numbers of moderate size: what JSON gives back as it was
+_PLAIN = {*SCALARS, str, bytes, torch.dtype, torch.device}
 SEEN = {SeenTensor, SeenItems, SeenError, SeenOther}
 
 
@@ -247,10 +249,10 @@ def alike(mine: Any, right: Any) -> bool:
     kind = type(right)
     if type(mine) is not kind:
         return False
-    if kind in SCALARS or kind is str:
-        return mine == right
+    if kind in _PLAIN:
+        return mine == right or (mine != mine and right != right)
     if kind in SEEN:
-        return difference(mine, right, (0.0, 0.0)) is None
+        return difference(mine, right, EXACT) is None
     if kind is torch.Tensor or kind is nn.Parameter:
         return _alike_tensors(mine, right)
     if kind in (list, tuple, torch.Size):

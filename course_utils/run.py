@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # `signal.signal` takes 30 µs to look the former handler up among its enums
 import contextlib
 import io
 import linecache
@@ -25,7 +26,7 @@ from torch import nn
 from course_utils.draw import Draw
 from course_utils.exercise import Case, Exercise
 from course_utils.forbid import ForbiddenCall, Watch
-from course_utils.observe import SCALARS, SeenError, SeenItems, SeenOther, alike, difference, observe
+from course_utils.observe import EXACT, SCALARS, SeenError, SeenItems, SeenOther, alike, difference, observe
 
 SECONDS = 5.0
 KEPT_OUTPUT = 2_000
@@ -78,9 +79,8 @@ class CaseRun:
     @cached_property
     def argument_tolerance(self) -> tuple[float, float] | None:
         """How exactly another run's arguments have to equal these: to the last bit where no call changed any."""
-        exact = (0.0, 0.0)
-        kept = self.calls and not any(difference(call.before, call.after, exact) for call in self.calls)
-        return exact if kept else None
+        kept = self.calls and not any(difference(call.before, call.after, EXACT) for call in self.calls)
+        return EXACT if kept else None
 
 
 def run_cases(
@@ -296,12 +296,14 @@ class Undisturbed:
 
         The quick way for right answers: live values are compared, nothing is frozen or recorded. In doubt False.
         """
+        self._set_conditions()
         right = self._live(exercise, exercise.reference, refuse=False)  # first, since what it imports takes time
         mine = self._live(exercise, answer, refuse=True) if right is not None else None
         if mine is None or right is None:
             return False
         return all(
-            (alike(a, b) or difference(observe(a), observe(b), case.tolerance) is None) and alike(mine_args, right_args)
+            (alike(a, b) or difference(observe(a), observe(b), case.tolerance) is None)
+            and (alike(mine_args, right_args) or difference(observe(mine_args), observe(right_args), EXACT) is None)
             for case, (a, mine_args), (b, right_args) in zip(exercise.cases, mine, right, strict=True)
         )
 
@@ -313,7 +315,7 @@ class Undisturbed:
         results = []
         try:
             with self._watch(exercise, implementation, refuse, thorough=False) as watch:
-                for case, draw in self._cases(exercise, settle_each=False):
+                for case, draw in self._cases(exercise, settled=True):
                     recorder = Recorder(implementation, exercise.name, watch)
                     self.clock.armed = implementation is not exercise.reference
                     seen = case.function(recorder, draw)
@@ -330,18 +332,17 @@ class Undisturbed:
     def _watch(self, exercise: Exercise, implementation: Any, refuse: bool, *, thorough: bool) -> Watch:
         return Watch(exercise.forbids if refuse else (), exercise.is_class, implementation, thorough=thorough)
 
-    def _cases(self, exercise: Exercise, *, settle_each: bool = True) -> Iterator[tuple[Case, Draw]]:
+    def _cases(self, exercise: Exercise, *, settled: bool = False) -> Iterator[tuple[Case, Draw]]:
         """The cases, each with its draw and its own seed, while the clock runs.
 
-        settle_each: put the conditions back before every case, and not before the first alone.
+        settled: the conditions are as they should be, and are not put back before every case.
         """
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
-        self._set_conditions()
         self.clock.start()
         try:
             for case in exercise.cases:
-                if settle_each:
+                if not settled:
                     self._set_conditions()
                 self._seed_torch()
                 draw = Draw(self.seed, case.name, self.device)
@@ -460,13 +461,13 @@ class Clock:
         """Take over the alarm signal."""
         if self.works:
             self._former_timer = signal.setitimer(signal.ITIMER_REAL, 0)
-            self._former_handler = signal.signal(signal.SIGALRM, self._ring)
+            self._former_handler = _signal.signal(signal.SIGALRM, self._ring)
 
     def remove(self) -> None:
         """Give the alarm signal back to whoever had it."""
         self.stop()
         if self.works:
-            signal.signal(signal.SIGALRM, self._former_handler)
+            _signal.signal(signal.SIGALRM, self._former_handler)
             signal.setitimer(signal.ITIMER_REAL, *self._former_timer)
 
     def start(self) -> None:
