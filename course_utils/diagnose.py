@@ -58,24 +58,28 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(
-    exercise: Exercise, runs: Sequence[CaseRun], reference: Sequence[CaseRun], process: Undisturbed
+    exercise: Exercise, runs: Sequence[CaseRun], mismatches: Sequence[Mismatch], process: Undisturbed
 ) -> Diagnosis | None:
     """The misconception whose observations equal the answer's, on the same draws.
 
     First choice: equal on every case. Else the one that explains the most failing cases on its own, at least half of
     them: it equals the answer there, no other misconception does, and the case saw more than an exception.
     """
-    cases = range(min(len(runs), len(exercise.cases)))
-    tolerances = [case.tolerance for case in exercise.cases]
-    wrong = [i for i in cases if any(_differences(runs[i], reference[i], tolerances[i]))]
+    differing = [mismatch.case for mismatch in mismatches if mismatch.observed or mismatch.changed]
+    wrong = [i for i, case in enumerate(exercise.cases) if case in differing]
+    right = [i for i in range(min(len(runs), len(exercise.cases))) if i not in wrong]
+
+    def equal(i: int, theirs: Sequence[CaseRun]) -> bool:
+        return i < len(theirs) and not any(_differences(runs[i], theirs[i], exercise.cases[i].tolerance))
+
     explained: dict[int, list[Misconception]] = {i: [] for i in wrong}
     for misconception in exercise.misconceptions:
         theirs = process.run_cases(exercise, misconception.implementation)
-        same = [i < len(theirs) and not any(_differences(runs[i], theirs[i], tolerances[i])) for i in cases]
-        if wrong and all(same):
+        same = [i for i in wrong if equal(i, theirs)]
+        if wrong and same == wrong and all(equal(i, theirs) for i in right):
             return Diagnosis(misconception, frozenset(runs[i].case for i in wrong), True)
-        for i in wrong:
-            if same[i] and not runs[i].raised:
+        for i in same:
+            if not runs[i].raised:
                 explained[i].append(misconception)
     votes = {i: found[0] for i, found in explained.items() if len(found) == 1}
     if not votes:

@@ -84,7 +84,7 @@ def judge(exercise: Exercise, runs: Sequence[CaseRun], process: Undisturbed) -> 
     passed = len(runs) - len(mismatches)
     if not passed and any(map(_is_unfinished, runs)):
         return not_attempted(exercise)
-    diagnosis = None if runs[-1].stopped else diagnose(exercise, runs, reference, process)
+    diagnosis = None if runs[-1].stopped else diagnose(exercise, runs, mismatches, process)
     rejection = rejected(exercise, mismatches, passed, diagnosis)
     outcome = ERROR if rejection.crashed else FAILED
     misconception = diagnosis and diagnosis.misconception.name
