@@ -5,7 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export COURSE_SEED ?= 0
 
-NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider --override-ini=filterwarnings=default \
+NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider -p no:hypothesispytest --override-ini=filterwarnings=default \
 	--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile
 
 .PHONY: lab test test-code test-notebooks test-browser test-cuda build site clean
@@ -31,7 +31,7 @@ test-notebooks: .venv/installed
 # Every week in JupyterLab and Chromium, as a student uses it. Skipped where there is no Chromium, unless
 # COURSE_REQUIRE_BROWSER=1; COURSE_SCREENSHOTS=FOLDER keeps pictures.
 test-browser: .venv/installed
-	$(BIN)/python -m pytest -q -n $(JOBS) tests/browser
+	$(BIN)/python -m pytest -q -p no:hypothesispytest -n $(JOBS) tests/browser
 
 # The grader tests and all notebooks on a GPU.
 test-cuda: .venv/installed
