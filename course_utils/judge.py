@@ -56,26 +56,21 @@ def grade(exercise: Exercise, answer: Callable[..., Any], seed: int, device: str
         if is_untouched(exercise, answer):
             return not_attempted(exercise)
         process.output.take()
-        runs = process.run_cases(exercise, answer, refuse=True)
+        runs = process.run_cases(exercise, answer, detail=True, refuse=True)
         reference = process.run_cases(exercise, exercise.reference, detail=True)
-        if any(run.raised for run in reference):
-            return _without_reference(exercise, reference)
-        if is_right(exercise, runs, reference):
-            # Either its results change after they were returned, which is no fault, or it was wrong only at first.
-            if not process.agrees(exercise, answer):
-                return _passed(exercise, "".join(run.output for run in runs))
-            return Verdict(exercise.name, FAILED, unstable(exercise))
-        if not runs[-1].stopped:
-            runs = process.run_cases(exercise, answer, refuse=True, detail=True)
-        verdict = judge(exercise, runs, process)
-    if verdict.outcome == PASSED:
-        return Verdict(exercise.name, FAILED, unstable(exercise))
-    return verdict
+        if any(run.raised for run in reference) or not is_right(exercise, runs, reference):
+            return judge(exercise, runs, reference, process)
+        # Either its results change after they were returned, which is no fault, or it was wrong only at first.
+        if not process.agrees(exercise, answer):
+            return _passed(exercise, "".join(run.output for run in runs))
+    return Verdict(exercise.name, FAILED, unstable(exercise))
 
 
-def judge(exercise: Exercise, runs: Sequence[CaseRun], process: Undisturbed) -> Verdict:
-    """Judge what was seen of an answer, in `process` or in another one, against the reference on the same draws."""
-    reference = process.run_cases(exercise, exercise.reference, detail=True)
+def judge(exercise: Exercise, runs: Sequence[CaseRun], reference: Sequence[CaseRun], process: Undisturbed) -> Verdict:
+    """Judge what was seen of an answer, in `process` or in another one, against the reference on the same draws.
+
+    reference: its runs in `process`, with their calls.
+    """
     if any(run.raised for run in reference):
         return _without_reference(exercise, reference)
     mismatches = find_mismatches(exercise, runs, reference)

@@ -43,9 +43,10 @@ class RememberingProcess(Undisturbed):
         """The verdict on what a worker wrote; the calls, most of that, are decoded only where something is wrong."""
         exercise, runs = load_exercise(name), json.loads(line)["runs"]
         seen = [decode_run(run, calls=False) for run in runs]
-        if not is_right(exercise, seen, self.run_cases(exercise, exercise.reference, detail=True)):
+        reference = self.run_cases(exercise, exercise.reference, detail=True)
+        if not is_right(exercise, seen, reference):
             seen = [decode_run(run) for run in runs]
-        return judge(exercise, seen, self)
+        return judge(exercise, seen, reference, self)
 
 
 def judge_submission(submission: Submission, reports: dict[str, Report], process: RememberingProcess) -> Graded:

@@ -103,7 +103,7 @@ def test_a_misconception_is_rejected_and_named(exercise, misconception, device):
             if seed == 0:
                 assert not process.agrees(exercise, misconception.implementation), "the quick way lets it pass"
             runs = process.run_cases(exercise, misconception.implementation, detail=True)
-            verdict = judge(exercise, runs, process)
+            verdict = judge(exercise, runs, process.run_cases(exercise, exercise.reference), process)
         assert verdict.outcome == FAILED, f"seed {seed}: {verdict.message}"
         assert verdict.misconception == misconception.name, f"seed {seed}: {verdict.message}"
         assert misconception.explanation in verdict.message
@@ -149,7 +149,8 @@ def test_a_bug_hunt_starts_from_a_version_that_fails(exercise):
     for seed in SEEDS:
         with remembering(exercise, seed, "cpu") as process:
             runs = process.run_cases(exercise, exercise.broken_version)
-            assert judge(exercise, runs, process).outcome != PASSED
+            reference = process.run_cases(exercise, exercise.reference)
+            assert judge(exercise, runs, reference, process).outcome != PASSED
 
 
 @each_exercise

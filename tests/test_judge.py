@@ -514,7 +514,7 @@ def test_an_answer_that_becomes_right_when_it_runs_again_is_told_that_it_keeps_s
 
     def answer(first, second, share=0.5):
         calls.append(1)
-        return first if len(calls) <= 6 else torch.lerp(second, first, share)
+        return first if len(calls) <= 3 else torch.lerp(second, first, share)
 
     verdict = grade(mix, answer, 0)
     assert verdict.outcome == FAILED
