@@ -169,21 +169,26 @@ class _Server:
 
     def __init__(self, folder: Path, program: str, device: str) -> None:
         self.folder, self.device, self.log = folder, device, folder / "server.log"
-        (folder / "program.py").write_text(program, encoding="utf-8")
+        self.program = folder / "program.py"
+        self.program.write_text(program, encoding="utf-8")
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         packages = [str(Path(__file__).resolve().parent.parent), *filter(None, sys.path)]
-        settings = {"PYTHONPATH": os.pathsep.join(packages), "OMP_NUM_THREADS": "1", "COURSE_DEVICE": device}
+        settings = {"PYTHONPATH": os.pathsep.join(packages), "OMP_NUM_THREADS": "1", "COURSE_DEVICE": self.device}
         settings |= {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "PYTHONHASHSEED": "0"}
-        command = [sys.executable, "-m", "course_utils.survive_run", str(folder / "program.py"), "--serve"]
         with open(self.log, "wb") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=folder, env=os.environ | settings,
+            return subprocess.Popen(
+                [sys.executable, "-m", "course_utils.survive_run", "--serve"],
+                stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=self.folder, env=os.environ | settings,
                 start_new_session=True,
             )  # fmt: skip
 
     def order(self, **order: Any) -> None:
         """Let it fork a run."""
+        order |= {"program": str(self.program), "device": self.device}
         with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps(order | {"device": self.device}).encode() + b"\n")
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
 
     def close(self) -> None:
@@ -338,10 +343,10 @@ class _Stage:
         lines = "".join(f" ({line})" for line in event.get("lines", [])[-1:])
         text = f"{doing} raised {event['error']}{lines}."
         if doing == "CheckpointFile.load":
-            sizes = [file.stat().st_size for file in [child.checkpoint] if file.exists()]
+            size = _size(child.checkpoint)
             text += (
-                f" The checkpoint that the kill left has {sizes[0]:,} bytes and is not whole: it was written in place. "
-                if sizes
+                f" The checkpoint that the kill left has {size:,} bytes and is not whole: it was written in place. "
+                if size is not None
                 else " There is no checkpoint where it should be. "
             )
             text += "Write to another name in the same folder, and move it over when it is whole: os.replace."
@@ -357,14 +362,15 @@ class _Stage:
         written = None
         if moment == "write":
             cut = next(event["cut"] for event in reversed(child.events) if "cut" in event)
-            whole = child.checkpoint.stat().st_size if child.checkpoint.exists() else 0
+            whole = _size(child.checkpoint) or 0
             give_up = min(self.deadline, time.monotonic() + SECONDS_FOR_A_CUT)
             while time.monotonic() < give_up and child.poll() is None:
-                sizes = [file.stat().st_size for file in _files(self.place)]
-                if cut in sizes or any("here" in event and event["here"] == "written" for event in child.news()):
+                if cut in map(_size, _files(self.place)) or any(
+                    "here" in event and event["here"] == "written" for event in child.news()
+                ):
                     break
                 time.sleep(PAUSE)
-            if cut in [file.stat().st_size for file in _files(self.place)]:
+            if cut in map(_size, _files(self.place)):
                 written = cut, max(whole, 2 * cut)
         return Kill(saves, moment, child.kill(), written)
 
@@ -373,6 +379,13 @@ def _files(folder: Path) -> list[Path]:
     with suppress(OSError):
         return [file for file in folder.rglob("*") if file.is_file()]
     return []
+
+
+def _size(file: Path) -> int | None:
+    """Bytes of a file, None where there is none: the program may remove or rename it at any moment."""
+    with suppress(OSError):
+        return file.stat().st_size
+    return None
 
 
 def choose_kills(total: int, kills: int, draw: random.Random) -> list[tuple[int, str]]:

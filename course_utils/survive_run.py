@@ -319,8 +319,8 @@ def run_once(
     return ended
 
 
-def serve(program: Path, orders: Iterable[str]) -> None:
-    """Run the program once for each order, a JSON object a line, in a process forked for it.
+def serve(orders: Iterable[str]) -> None:
+    """Run a program for each order, a JSON object a line, in a process forked for it.
 
     This process has imported torch and has done nothing with it, so each run starts from the same clean state without
     waiting for the imports. When a run is over, its exit code is written to the file that the order names.
@@ -333,12 +333,12 @@ def serve(program: Path, orders: Iterable[str]) -> None:
         ended, log = Path(order.pop("ended")), order.pop("log")
         child = os.fork()
         if child == 0:
-            _run_forked(program, order, log)
+            _run_forked(order, log)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         ended.write_text(f"{code}\n", encoding="utf-8")
 
 
-def _run_forked(program: Path, order: dict[str, Any], log: str) -> NoReturn:
+def _run_forked(order: dict[str, Any], log: str) -> NoReturn:
     """The forked process's whole life."""
     code = 1
     try:
@@ -347,8 +347,8 @@ def _run_forked(program: Path, order: dict[str, Any], log: str) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
-        paths = {name: Path(order.pop(name)) for name in ("checkpoint", "trace", "result")}
-        code = 0 if run_once(program, **paths, **order) else 1
+        paths = {name: Path(order.pop(name)) for name in ("program", "checkpoint", "trace", "result")}
+        code = 0 if run_once(**paths, **order) else 1
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
@@ -371,17 +371,17 @@ def _end_with_parent() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the program as the command line says."""
     parser = argparse.ArgumentParser(description="Train on the digits with an assembled program.")
-    parser.add_argument("program", type=Path)
+    parser.add_argument("program", type=Path, nargs="?")
     parser.add_argument("--checkpoint", type=Path, help="written after every step")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve:
-        serve(options.program, iter(sys.stdin.readline, ""))
+        serve(iter(sys.stdin.readline, ""))
         return
-    if options.checkpoint is None:
-        parser.error("--checkpoint is needed: the file that is written after every step")
+    if options.program is None or options.checkpoint is None:
+        parser.error("a program and --checkpoint are needed, the file that is written after every step")
     result = run_once(options.program, options.checkpoint, resume=options.resume, device=options.device)
     last = f"{result['history'][-1]:.4f}" if result["history"] else "none"
     print(f"{result['epochs']} epochs, last validation loss {last}")

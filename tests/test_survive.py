@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import signal
 import sys
 import time
 import uuid
@@ -117,6 +118,32 @@ def alive(mark):
     return found
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A server that has imported torch."""
+    server = survive._Server(tmp_path_factory.mktemp("server"), "", "cpu")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def lent(running, monkeypatch):
+    """Kill tests take the running server instead of one of their own: they need not wait for torch."""
+
+    class Lent(survive._Server):
+        def _start(self):
+            return running.process
+
+        def close(self):
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+            while left := children.read_text().split():  # a run that goes on although its test is decided
+                for pid in left:
+                    os.kill(int(pid), signal.SIGKILL)
+                time.sleep(0.01)
+
+    monkeypatch.setattr(survive, "_Server", Lent)
+
+
 # ---- right programs ------------------------------------------------------------------
 
 
@@ -133,7 +160,7 @@ def test_the_references_survive_three_kills_one_of_them_in_a_write():
     assert "Nobody can tell" in " ".join(str(report).split())
 
 
-def test_a_small_program_survives_and_the_seed_decides_when_it_is_killed():
+def test_a_small_program_survives_and_the_seed_decides_when_it_is_killed(lent):
     first, second = (judge_program(GOOD, kills=2, seed=seed, device="cpu") for seed in (1, 2))
     assert first.survived and second.survived, f"{first}\n{second}"
     assert [kill.saves for kill in first.kills] != [kill.saves for kill in second.kills]
@@ -168,7 +195,7 @@ FORGETFUL = {
 
 
 @pytest.mark.parametrize("name", FORGETFUL)
-def test_a_program_that_forgets_something_is_told_what(name):
+def test_a_program_that_forgets_something_is_told_what(lent, name):
     change, wanted = FORGETFUL[name]
     report = judge_program(without(change), kills=1, seed=5, device="cpu")
     text = " ".join(str(report).split())
@@ -184,7 +211,7 @@ IN_PLACE = [
 ]
 
 
-def test_a_checkpoint_written_in_place_does_not_survive_the_kill_in_the_write():
+def test_a_checkpoint_written_in_place_does_not_survive_the_kill_in_the_write(lent):
     report = judge_program(without(*IN_PLACE), kills=2, device="cpu")
     assert not report.survived
     assert report.kills[-1].moment == "write" and report.resumed is None
@@ -192,13 +219,13 @@ def test_a_checkpoint_written_in_place_does_not_survive_the_kill_in_the_write():
     assert f"{report.kills[-1].written[0]:,} bytes and is not whole: it was written in place" in report.findings[0]
 
 
-def test_a_checkpoint_that_is_removed_before_it_is_written_is_missed():
+def test_a_checkpoint_that_is_removed_before_it_is_written_is_missed(lent):
     removed = without(("temporary = Path", "self.path.unlink(missing_ok=True)\n        temporary = Path"))
     report = judge_program(removed, kills=2, device="cpu")
     assert "CheckpointFile.load returned None" in report.findings[0]
 
 
-def test_a_program_that_starts_over_is_found_although_its_result_is_right():
+def test_a_program_that_starts_over_is_found_although_its_result_is_right(lent):
     report = judge_program(without(("if resume is not None", "if False")), kills=1, device="cpu")
     assert not report.survived
     assert "costs time, not bits" in " ".join(report.findings)
@@ -216,7 +243,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("old", PROBLEMS)
-def test_a_program_that_does_not_come_to_its_end_is_reported(old):
+def test_a_program_that_does_not_come_to_its_end_is_reported(lent, old):
     new, words = PROBLEMS[old]
     report = judge_program(without((old, new)), kills=1, device="cpu")
     assert not report.survived and words in report.findings[0], str(report)

@@ -10,7 +10,7 @@ from course_utils.torchrun import RanksFailed
 @pytest.fixture(scope="module")
 def found():
     """What both ranks found in all demonstrations; one start for all tests."""
-    return two_ranks.start("sampling", "gradients", "order")
+    return two_ranks.start(*two_ranks.DEMONSTRATIONS)
 
 
 def test_without_set_epoch_every_epoch_has_the_order_of_the_first(found):
@@ -69,10 +69,13 @@ def test_an_unknown_demonstration_is_refused_before_anything_starts():
         two_ranks.start("gradient")
 
 
-def test_links_are_measured_and_a_demonstration_that_cannot_be_done_in_time_is_ended():
-    measured, _ = two_ranks.start("links")
+def test_links_are_measured(found):
+    measured, _ = found
     assert [size for size, _ in measured["messages"]] == list(two_ranks.SIZES)
     assert all(seconds > 0 for _, seconds in measured["messages"])
     assert measured["gradient bytes"] == 4 * 4 * (512 * 512 + 512) and measured["alone"] > 0
+
+
+def test_a_demonstration_that_cannot_be_done_in_time_is_ended():
     with pytest.raises(RanksFailed, match=r"not done after 0\.5 seconds"):
         two_ranks.start("links", seconds=0.5)
