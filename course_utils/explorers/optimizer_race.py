@@ -292,7 +292,7 @@ def picture(race: Race, path: Path, own: Path | None) -> Figure:
         ("loss − lowest", heights, own_heights),
     )
     for place, (name, values, others) in enumerate(plots):
-        axis = figure.add_axes((0.675, 0.72 - 0.305 * place, 0.305, 0.2))
+        axis = figure.add_axes((0.675, 0.725 - 0.305 * place, 0.305, 0.185))
         _draw_curve(axis, name, values, others, logarithmic=place > 0)
         _place_by_hand(axis)
     axis.set_xlabel("step", fontsize=9)
