@@ -264,6 +264,7 @@ def show_progress(options: argparse.Namespace) -> int:
     from course_utils.workspace import own_notebooks
 
     files = [(file, file.name) for file in own_notebooks(course_root(), options.weeks)]
+    print(f"Grading {len(files)} notebook{'s' * (len(files) != 1)} …", file=sys.stderr, flush=True)
     outcomes: dict[str, dict[str, str]] = {}
     for graded in grade_class(files, device=course_device()):
         for row in graded.rows:

@@ -24,7 +24,7 @@ Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 _checks: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 _hints_shown: defaultdict[str, int] = defaultdict(int)
-_failing_arguments: dict[str, tuple[Any, ...]] = {}
+_failing_arguments: dict[str, tuple[Any, ...] | None] = {}  # by exercise; None: its last check showed no call
 _last_checked: dict[str, Any] = {}  # by exercise
 _SAME_CODE = "This is the code of your last check. If you changed it since, run its cell; it must run without error."
 
@@ -42,8 +42,7 @@ def check(answer: Callable[..., Any] | str, *, strict: bool = False) -> Verdict:
     """
     names = sys._getframe(1).f_globals
     verdict = _verdict(answer, names)
-    if verdict.arguments is not None:
-        _failing_arguments[verdict.exercise] = verdict.arguments
+    _failing_arguments[verdict.exercise] = verdict.arguments
     tried = names.get(answer) if isinstance(answer, str) else answer
     again = verdict.outcome in (ERROR, FAILED) and callable(tried) and _last_checked.get(verdict.exercise) is tried
     _last_checked[verdict.exercise] = tried
@@ -55,7 +54,7 @@ def check(answer: Callable[..., Any] | str, *, strict: bool = False) -> Verdict:
 
 def _verdict(answer: Any, names: Mapping[str, Any]) -> Verdict:
     try:
-        name = answer if isinstance(answer, str) else _name_of(answer)
+        name = answer if isinstance(answer, str) else _name_of(answer, "check")
         exercise = load_exercise(name)
     except (UnknownExercise, _NotAnAnswer) as problem:
         return _explained("check", ERROR, str(problem))
@@ -86,9 +85,10 @@ class _NotAnAnswer(TypeError):
     pass
 
 
-def _name_of(answer: Any) -> str:
+def _name_of(answer: Any, asked: str) -> str:
+    """The name of an answer; asked: the function that it was given to. Raises _NotAnAnswer for anything else."""
     if isinstance(answer, Exercise):
-        raise _NotAnAnswer(f"This is the course's own {answer.name}. Give `check` the one you wrote.")
+        raise _NotAnAnswer(f"This is the course's own {answer.name}. Give `{asked}` the one you wrote.")
     name = getattr(answer, "__name__", None)
     if name == "<lambda>":
         raise _NotAnAnswer("A lambda has no name to find its exercise by. Write it with `def` and the exercise's name.")
@@ -96,10 +96,10 @@ def _name_of(answer: Any) -> str:
         return name
     kind = type(answer).__name__
     if kind in exercise_weeks():
-        raise _NotAnAnswer(f"You gave `check` an object made by {kind}. Give it the class itself: `check({kind})`.")
+        raise _NotAnAnswer(f"You gave `{asked}` an object made by {kind}. Give it the class itself: `{asked}({kind})`.")
     raise _NotAnAnswer(
-        f"`check` takes the function or class you wrote, or its name in quotes; you gave it "
-        f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}. "
+        f"`{asked}` takes the function or class you wrote{', or its name in quotes' if asked != 'passing' else ''}; "
+        f"you gave it {'an' if kind[0] in 'aeiou' else 'a'} {kind}. "
         "If this is what your function returned, leave out the parentheses."
     )
 
@@ -151,7 +151,7 @@ def _parameter_problem(exercise: Exercise, answer: Any) -> str:
 
 def hint(answer: Callable[..., Any] | str) -> None:
     """Show one more hint each time, the gentlest first."""
-    exercise = _exercise_of(answer)
+    exercise = _exercise_of(answer, "hint")
     if exercise is None:
         return
     hints, name = exercise.hint_texts, exercise.name
@@ -168,29 +168,31 @@ def hint(answer: Callable[..., Any] | str) -> None:
 
 def solution(answer: Callable[..., Any] | str) -> None:
     """Show the reference answer."""
-    exercise = _exercise_of(answer)
+    exercise = _exercise_of(answer, "solution")
     if exercise is not None:
         headline = Part("headline", f"{exercise.name}: one correct answer")
         show([headline, Part("code", solution_source(exercise))])
 
 
-def _exercise_of(answer: Any) -> Exercise | None:
+def _exercise_of(answer: Any, asked: str) -> Exercise | None:
     try:
-        return load_exercise(answer if isinstance(answer, str) else _name_of(answer))
+        return load_exercise(answer if isinstance(answer, str) else _name_of(answer, asked))
     except (UnknownExercise, _NotAnAnswer) as problem:
-        show([Part("text", str(problem).replace("`check` takes", "This takes"))])
+        show([Part("text", str(problem))])
         return None
 
 
 def failing_call(answer: Callable[..., Any] | str) -> tuple[Any, ...]:
     """The arguments of the call that the last check of this exercise showed: `f(*failing_call(f))` makes it again.
 
-    An argument that the answer changed is as the answer left it. Raises CourseError when no check has shown a call.
+    An argument that the answer changed is as the answer left it. Raises CourseError when that check showed no call.
     """
-    name = answer if isinstance(answer, str) else _name_of(answer)
-    if name not in _failing_arguments:
-        raise CourseError(f"No check of {name} has shown a failing call yet; run check({name}) first.")
-    return _failing_arguments[name]
+    name = answer if isinstance(answer, str) else _name_of(answer, "failing_call")
+    arguments = _failing_arguments.get(name)
+    if arguments is None:
+        when = "The last check of {} showed no" if name in _failing_arguments else "No check of {} has shown a"
+        raise CourseError(f"{when.format(name)} failing call; check({name}) shows one when an answer fails.")
+    return arguments
 
 
 def passing(answer: Answer) -> Answer:
@@ -200,7 +202,7 @@ def passing(answer: Answer) -> Answer:
     """
     if isinstance(answer, str):
         raise TypeError(f"`passing` takes the function or class itself: passing({answer}).")
-    exercise = load_exercise(_name_of(answer))
+    exercise = load_exercise(_name_of(answer, "passing"))
     problem = problem_with(exercise, answer)
     if not problem and grade(exercise, answer, next_seed(exercise.name), course_device()).outcome == PASSED:
         return answer

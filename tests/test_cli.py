@@ -167,7 +167,7 @@ def test_progress_grades_what_is_in_work_and_leaves_backups_alone(capsys, in_cou
 
     monkeypatch.setattr(classroom, "grade_class", grade_class)
     code, output, errors = run(capsys, "progress")
-    assert (code, errors) == (0, "")
+    assert (code, errors) == (0, "Grading 1 notebook …\n")
     assert output.startswith("Samples: 1 of 3 exercises pass, 1 of 2 objectives of the exercises are met.\n")
     assert "Next: last_item is begun and does not pass yet; check(last_item) says why.\n" in output
     rows[:2] = [Row("a", name, "not attempted") for name in ("double", "last_item")]

@@ -242,7 +242,8 @@ def test_hint_and_solution_of_something_else_say_so(capsys, function):
     function("storage_indx")
     assert capsys.readouterr().out.startswith(SUGGESTED)
     function(5)
-    assert capsys.readouterr().out.startswith("This takes the function or class you wrote")
+    asked = function.__name__
+    assert capsys.readouterr().out.startswith(f"`{asked}` takes the function or class you wrote, or its name in quotes")
 
 
 # --- passing ------------------------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ def test_passing_of_an_unknown_name_or_a_value_raises():
 
     with pytest.raises(UnknownExercise, match="Did you mean storage_index"):
         passing(storage_indx)
-    with pytest.raises(TypeError, match="you gave it an int"):
+    with pytest.raises(TypeError, match=r"^`passing` takes the function or class you wrote; you gave it an int"):
         passing(5)
     with pytest.raises(TypeError, match=r"takes the function or class itself: passing\(storage_index\)"):
         passing("storage_index")
@@ -389,5 +390,15 @@ def test_the_same_code_checked_again_is_told_so(capsys):
 
 def test_without_a_failing_call_there_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("course_utils.student._failing_arguments", {})
-    with pytest.raises(CourseError, match=r"No check of storage_index has shown a failing call yet; run check"):
+    with pytest.raises(CourseError, match=r"^No check of storage_index has shown a failing call; check\(storage_index"):
         failing_call("storage_index")
+
+
+def test_after_a_check_that_passes_there_is_no_failing_call():
+    def storage_index(shape, stride, storage_offset, index):
+        return 0
+
+    check(storage_index)
+    check(load_exercise("storage_index").reference)
+    with pytest.raises(CourseError, match=r"^The last check of storage_index showed no failing call"):
+        failing_call(storage_index)
