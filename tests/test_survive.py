@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,13 +133,20 @@ def lent(running, monkeypatch):
 
     class Lent(survive._Server):
         def _start(self):
+            self.endings = []
             return running.process
 
+        def order(self, **order):
+            self.endings.append(Path(order["ended"]))
+            super().order(**order)
+
         def close(self):
+            """End the runs that go on although their test is decided; the server has noted the end of each."""
             children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-            while left := children.read_text().split():  # a run that goes on although its test is decided
-                for pid in left:
-                    os.kill(int(pid), signal.SIGKILL)
+            while not all(file.exists() for file in self.endings):
+                for pid in children.read_text().split():
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.01)
 
     monkeypatch.setattr(survive, "_Server", Lent)
