@@ -5,6 +5,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export COURSE_SEED ?= 0
 
+# hypothesis is loaded into every pytest, and takes a second; only the tests of the code use it.
 NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider -p no:hypothesispytest --override-ini=filterwarnings=default \
 	--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from html import escape
 
 import ipywidgets as widgets
@@ -22,18 +21,6 @@ NAMES_SLIDERS = on_load(
     "slider.querySelector('[role=slider]')?.setAttribute('aria-label', slider.querySelector('label').textContent)); "
     "name(); new MutationObserver(name).observe(box, {childList: true, subtree: true}); }; start()"
 )
-
-
-@contextmanager
-def _collecting_later() -> Iterator[None]:
-    """No garbage collection within: a full one takes half a second where torch is loaded. It can follow."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 class Explorer:
@@ -92,9 +79,14 @@ class Explorer:
             names = self.in_use(**state)
             for name, control in self.controls.items():
                 control.layout.display = None if name in names else "none"
-        with _collecting_later():
+        collects = gc.isenabled()
+        gc.disable()  # a full collection takes half a second where torch is loaded, and can follow
+        try:
             figure, text = self.render(**state)
             self.picture.value = figure.html()
+        finally:
+            if collects:
+                gc.enable()
         self.words.value = f'<pre style="white-space: pre-wrap; word-break: normal">{escape(text)}</pre>'
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, object]:
