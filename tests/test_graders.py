@@ -19,7 +19,7 @@ from course_utils.student import problem_with
 from course_utils.weeks import load_week
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and course_device() == "cuda" else ["cpu"]
-SEEDS = range(2)
+SEEDS = range(3)
 MANY_SEEDS = range(12)
 
 EXERCISES = [load_exercise(name) for name in exercise_weeks()]
