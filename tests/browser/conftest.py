@@ -1,4 +1,4 @@
-"""JupyterLab and Chromium for the browser tests: one server and one browser a session, one page a week.
+"""JupyterLab and Chromium for the browser tests: one server and one page a session, one notebook after the other.
 
 COURSE_REQUIRE_BROWSER=1 makes a missing browser a failure; else the tests are skipped with a line that says what is
 missing. COURSE_SCREENSHOTS=FOLDER keeps pictures of what the tests saw, at two widths, in both themes.
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from student import NOTEBOOKS, Student
+from student import NOTEBOOKS, WIDTHS, Student
 
 SECONDS_TO_START = 120
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
@@ -131,8 +131,8 @@ def _sessions_below(leader: int) -> set[int]:
 
 
 @pytest.fixture(scope="session")
-def browser(needs_browser):
-    """Debian's Chromium, or another one on the PATH, driven by Playwright."""
+def page(server):
+    """JupyterLab in Debian's Chromium, or another one on the PATH, driven by Playwright."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, CHROMIUMS)))
@@ -140,7 +140,11 @@ def browser(needs_browser):
         chromium = playwright.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
-        yield chromium.new_context()  # one for all pages: JupyterLab is fetched once
+        page = chromium.new_page(viewport={"width": WIDTHS[0], "height": 900})
+        page.goto(f"{server}/lab")
+        page.wait_for_function("() => window.jupyterapp?.restored", timeout=1000 * SECONDS_TO_START)
+        page.evaluate("() => window.jupyterapp.restored.then(() => { window.jupyterapp.shell.collapseLeft(); })")
+        yield page
         chromium.close()
 
 
@@ -172,9 +176,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture(scope="module")
-def student(request, server, browser, screenshots):
+def student(request, page, screenshots):
     """A student before a week's notebook, all of its cells run. The tests of a week share it, in their order."""
-    student = Student(request.param, server, browser, screenshots)
+    student = Student(request.param, page, screenshots)
     try:
         student.open()
         student.run_all()

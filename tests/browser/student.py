@@ -22,6 +22,13 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
 
+CLOSE = """async () => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    await panel.sessionContext.shutdown();
+    panel.context.model.dirty = false;  // or JupyterLab asks whether to save
+    panel.close();
+}"""
+
 # True when all cells are there, nothing is queued or running and each has its number. A folded cell shows none.
 ALL_RUN = """cells => {
     const prompts = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')]
@@ -45,35 +52,36 @@ RUN_AXE = """async places => {
 
 
 class Student:
-    """One week's notebook in a page of its own. `cells` are those of the file, in order, as on the page."""
+    """One week's notebook, alone in JupyterLab. `cells` are those of the file, in order, as on the page."""
 
-    def __init__(self, notebook: Path, server: str, browser, screenshots: Path | None) -> None:
-        self.notebook, self.server, self.browser, self.screenshots = notebook, server, browser, screenshots
+    def __init__(self, notebook: Path, page, screenshots: Path | None) -> None:
+        self.notebook, self.page, self.screenshots = notebook, page, screenshots
         self.week = notebook.stem.split("_")[0]
         self.cells = nbformat.read(notebook, as_version=4).cells
         self.complaints: list[str] = []
-        self.page = None
 
     # ---- opening and closing ----------------------------------------------------------
 
     def open(self) -> None:
         """Open the notebook in JupyterLab and wait until its kernel answers."""
-        self.page = self.browser.new_page()
-        self.page.set_viewport_size({"width": WIDTHS[0], "height": 900})
-        self.page.on("pageerror", lambda error: self.complaints.append(f"page error: {error}"))
+        self.page.on("pageerror", self._note_error)
         self.page.on("console", self._listen)
-        self.page.goto(f"{self.server}/doc/tree/{self.notebook.name}")
+        self.command("docmanager:open", wait=False, path=self.notebook.name, factory="Notebook")
         self.page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=1000 * SECONDS_TO_OPEN, polling=250)
+
+    def _note_error(self, error) -> None:
+        self.complaints.append(f"page error: {error}")
 
     def _listen(self, message) -> None:
         if message.type == "error":
             self.complaints.append(f"{message.text} {(message.location or {}).get('url', '')}".strip())
 
     def close(self) -> None:
-        """End the notebook's kernel and close the page."""
-        if self.page is not None:
-            self.page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.shutdown(); }")
-            self.page.close()
+        """End the notebook's kernel and close the notebook unsaved."""
+        self.page.remove_listener("pageerror", self._note_error)
+        self.page.remove_listener("console", self._listen)
+        self.page.evaluate(CLOSE)
+        self.page.wait_for_selector(".jp-Notebook", state="detached")
 
     # ---- running ----------------------------------------------------------------------
 
