@@ -4,6 +4,8 @@ JOBS ?= 2
 BIN := .venv/bin
 export OMP_NUM_THREADS := 1
 export COURSE_SEED ?= 0
+# Empty, that is off: a hundred processes would each compile the course anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 # hypothesis is loaded into every pytest, and takes a second; only the tests of the code use it.
 NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider -p no:hypothesispytest --override-ini=filterwarnings=default \
