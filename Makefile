@@ -22,7 +22,6 @@ test: test-code test-notebooks test-browser
 test-code: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/course build --check
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore=tests/browser tests
 
 # The students' notebooks run untouched from top to bottom. The solutions are compared with their stored outputs,

@@ -11,6 +11,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.util import source_from_cache
 from operator import is_
 from types import BuiltinFunctionType, FrameType, FunctionType, MethodDescriptorType
 from typing import Any
@@ -110,6 +112,8 @@ class Deeds:
         if not isinstance(file, (str, bytes)):
             return ""
         path = os.path.realpath(os.fsdecode(file))
+        with suppress(ValueError):  # compiled code stands for its source
+            path = source_from_cache(path)
         writes = flags & (os.O_WRONLY | os.O_RDWR)
         folders = (ROOT,) if writes else [os.path.join(ROOT, folder) for folder in _WITH_ANSWERS]
         if not any(path.startswith(folder + os.sep) for folder in folders):

@@ -48,6 +48,7 @@ def run_task(task: dict[str, Any], pipe_number: int, originals: Originals | None
     """Run the exercises of the task, writing a line before and after each to the pipe."""
     prepare({exercise_weeks()[name] for name in task["exercises"]})
     originals = originals or Originals()
+    sys.dont_write_bytecode = True  # an answer's import would write into the course, which is flagged
     with os.fdopen(pipe_number, "w", encoding="utf-8") as pipe:
         cells = [Cell(number, source) for number, source in task["cells"]]
         namespace, failures = _define(cells, task)

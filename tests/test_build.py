@@ -322,6 +322,10 @@ def test_check_accepts_what_was_built_and_writes_nothing(sample_course, not_exec
     assert {file: file.stat().st_mtime_ns for file in sample_course.rglob("*.ipynb")} == before
 
 
+def test_the_notebooks_of_this_course_are_what_its_lessons_say():
+    assert build(Path(__file__).parent.parent, check=True) == []
+
+
 def test_check_refuses_missing_notebooks(sample_course):
     assert refused(sample_course) == [
         f"notebooks/{NAME} is missing; `make build` writes it.",

@@ -214,8 +214,8 @@ def test_the_picture_has_a_row_per_process_and_a_bar_per_load_and_step():
     above, below, levels = figure.figure.axes
     assert [text.get_text() for text in below.get_yticklabels()] == ["main", "worker 0", "worker 1", "worker 2"]
     waits = sum(batch.waiting > 0.5 for batch in timeline.batches)
-    assert len(below.patches) == 2 * 12 + waits
-    assert {bar.get_hatch() for bar in above.patches} == {None, "////"}
+    assert [len(bars.get_paths()) for bars in below.collections] == [12, 12, waits]
+    assert [bars.get_hatch() for bars in above.collections] == [None, None, "////"]
     assert levels.lines[0].get_ydata().max() == timeline.most_ready()
     assert f"simulated, the loop waits {timeline.waiting:.0f} ms" in figure.alt
 
@@ -228,7 +228,8 @@ def test_numbers_stand_only_in_bars_with_room_for_them():
     for axis in figure.axes:
         for text in axis.texts:
             box = text.get_window_extent(renderer)
-            around = [bar.get_window_extent() for bar in axis.patches]
+            bars = [bar for kind in axis.collections for bar in kind.get_paths()]
+            around = [bar.get_extents(axis.transData) for bar in bars]
             assert any(bar.x0 - 1 <= box.x0 and box.x1 <= bar.x1 + 1 for bar in around), text
 
 

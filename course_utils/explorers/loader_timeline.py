@@ -10,8 +10,9 @@ from itertools import pairwise
 
 import ipywidgets as widgets
 import torch
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure as MatplotlibFigure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -359,12 +360,22 @@ def picture(panels: Sequence[tuple[str, Timeline]], levels: Timeline | None = No
 
 def _draw_timeline(axis, timeline: Timeline, end: float) -> None:
     """One row for the main process and one for each worker."""
+    bars: dict[str, list[tuple[int, Span]]] = {kind: [] for kind in LOOKS}
     for number, batch in enumerate(timeline.batches):
         if batch.worker is not None and batch.waiting > 0.5:
-            _bar(axis, 0, (batch.asked, batch.step[0]), "wait", "", end)
+            bars["wait"].append((0, (batch.asked, batch.step[0])))
         row = 0 if batch.worker is None else 1 + batch.worker
-        _bar(axis, row, batch.load, "load", str(number), end)
-        _bar(axis, 0, batch.step, "step", str(number), end)
+        bars["load"].append((row, batch.load))
+        bars["step"].append((0, batch.step))
+        _number(axis, row, batch.load, str(number), BLACK, end)
+        _number(axis, 0, batch.step, str(number), "white", end)
+    for kind, rows in bars.items():
+        corners = [
+            [(begin, row - 0.43), (stop, row - 0.43), (stop, row + 0.43), (begin, row + 0.43)]
+            for row, (begin, stop) in rows
+        ]
+        # One collection for all bars of a kind: a patch for each takes twice the time.
+        axis.add_collection(PolyCollection(corners, linewidth=0.6, **LOOKS[kind]), autolim=False)
     names = ["main", *(f"worker {worker}" for worker in range(timeline.workers))]
     axis.set(xlim=(0, end), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
     axis.set_yticklabels(names, fontsize=9)
@@ -376,13 +387,11 @@ def _draw_timeline(axis, timeline: Timeline, end: float) -> None:
     axis.spines[["top", "right", "left"]].set_visible(False)
 
 
-def _bar(axis, row: int, span: Span, kind: str, text: str, end: float) -> None:
+def _number(axis, row: int, span: Span, text: str, color: str, end: float) -> None:
+    """A batch's number on its bar, where there is room."""
     begin, stop = span
-    # barh would look for new limits after every bar, which takes most of the time.
-    axis.add_artist(Rectangle((begin, row - 0.43), stop - begin, 0.86, linewidth=0.6, **LOOKS[kind]))
     room = (stop - begin) / end * 7.5 * 0.88  # inches
     if room > 0.085 * len(text) + 0.02:
-        color = "white" if kind == "step" else BLACK
         middle = (begin + stop) / 2
         axis.text(middle, row + 0.03, text, fontsize=9, color=color, ha="center", va="center", clip_on=True)
 
