@@ -290,5 +290,6 @@ def examine(options: argparse.Namespace) -> int:
     from course_utils.doctor import report
 
     facts, missing = report()
-    print("\n".join(facts + [f"MISSING: {line}" for line in missing]))
+    verdict = "The lessons will not run like this." if missing else "All that the lessons need is here."
+    print("\n".join([*facts, *(f"PROBLEM: {line}" for line in missing), verdict]))
     return 1 if missing else 0

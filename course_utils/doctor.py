@@ -35,7 +35,11 @@ def report() -> tuple[list[str], list[str]]:
     missing = [f"{name} is missing: pip install -e . -c constraints.txt" for name in NEEDED if not _has(name)]
     notes = [f"{name} is missing; {how}" for name, how in OPTIONAL.items() if not _has(name)]
     if _has("torch"):
-        facts += _torch_facts()
+        try:
+            facts += _torch_facts()
+        except (ImportError, OSError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            missing.append(f"torch does not load ({reason}): pip install --force-reinstall torch -c constraints.txt")
     if not (shutil.which("c++") or shutil.which("g++") or shutil.which("cl")):
         notes.append("no C++ compiler: torch.compile's default backend will fall back; Debian: apt-get install g++")
     return facts + [f"note: {note}" for note in notes], missing

@@ -12,6 +12,8 @@ from course_utils.feedback import SIGNS, inline_html
 from course_utils.judge import NOT_ATTEMPTED, PASSED
 from course_utils.weeks import Week
 
+_CELL = "text-align: left; vertical-align: top; padding: 3px 14px 3px 0"  # VS Code and Colab style no tables
+
 
 class Progress:
     """Exercises of a week with their outcomes, the objectives they meet, and what to do next, in the lesson's order.
@@ -58,17 +60,20 @@ class Progress:
         rows = [f"    {SIGNS[self.outcome(e)]} {e.name}: {self.outcome(e)}" for e in self.exercises]
         met = self.objectives()
         map_ = [f"    {'✓' if met[o] else '○'} {self.week.objectives.get(o, o).rstrip('.')}" for o in met]
-        return "\n".join([self.headline(), *rows, "You can (✓) or will be able to (○):", *map_, self.next_step()])
+        return "\n".join(
+            [self.headline(), *rows, "You can (✓: every exercise for it passes, ○: not yet):", *map_, self.next_step()]
+        )
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         met = self.objectives()
         rows = "".join(
-            f"<tr><td style='text-align: left'>{SIGNS[self.outcome(e)]} {self.outcome(e)}</td>"
-            f"<td style='text-align: left'><code>{e.name}</code></td>"
-            f"<td style='text-align: left'>{'; '.join(self._objective(o, met[o]) for o in e.objectives)}</td></tr>"
+            f"<tr><td style='{_CELL}; white-space: nowrap'>{SIGNS[self.outcome(e)]} {self.outcome(e)}</td>"
+            f"<td style='{_CELL}'><code>{e.name}</code></td>"
+            f"<td style='{_CELL}'>{'; '.join(self._objective(o, met[o]) for o in e.objectives)}</td></tr>"
             for e in self.exercises
         )
-        head = "".join(f"<th scope='col' style='text-align: left'>{h}</th>" for h in ("Outcome", "Exercise", "You can"))
+        titles = ("Outcome", "Exercise", "You can (✓: every exercise for it passes)")
+        head = "".join(f"<th scope='col' style='{_CELL}'>{title}</th>" for title in titles)
         html = (
             f"<div><p><strong>{escape(self.headline())}</strong></p>"
             f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{escape(self.next_step())}</p></div>"

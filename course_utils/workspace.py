@@ -90,7 +90,8 @@ def _update_one(source: Path, target: Path) -> str:
         f" {left_out} cells you had changed are gone from the new version and stand only there." if left_out else ""
     )
     carried = f"your answers carried over: {', '.join(answers) or 'none yet'}"
-    return f"work/{target.name} is updated, {carried}. Your former copy is work/{backup.name}.{dropped}"
+    told = f"work/{target.name} is updated, {carried}. Your former copy is work/{backup.name}.{dropped}"
+    return f"{told} Run the cells again to see their outputs."
 
 
 def _free_name(target: Path) -> Path:

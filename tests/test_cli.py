@@ -276,6 +276,7 @@ def test_doctor_names_versions_device_and_threads(capsys, monkeypatch):
     assert all(any(line.startswith(start) for line in output.split("\n")) for start in starts)
     assert "(OMP_NUM_THREADS is 1)" in output
     assert "COURSE_DEVICE is cpu\n" in output
+    assert output.endswith("All that the lessons need is here.\n")
 
 
 def test_doctor_says_how_to_get_what_is_missing_and_ends_with_exit_code_1(capsys, monkeypatch):
@@ -283,7 +284,18 @@ def test_doctor_says_how_to_get_what_is_missing_and_ends_with_exit_code_1(capsys
     monkeypatch.setattr(doctor, "_has", lambda name: name != "jupyterlab" and there(name))
     code, output, _ = run(capsys, "doctor")
     assert code == 1
-    assert output.endswith("MISSING: jupyterlab is missing: pip install -e . -c constraints.txt\n")
+    problem = "PROBLEM: jupyterlab is missing: pip install -e . -c constraints.txt\n"
+    assert output.endswith(problem + "The lessons will not run like this.\n")
+
+
+def test_doctor_says_that_torch_does_not_load(capsys, monkeypatch):
+    def broken():
+        raise OSError("libtorch_cpu.so: undefined symbol\nand more")
+
+    monkeypatch.setattr(doctor, "_torch_facts", broken)
+    code, output, _ = run(capsys, "doctor")
+    assert code == 1
+    assert "PROBLEM: torch does not load (libtorch_cpu.so: undefined symbol): pip install " in output
 
 
 def test_doctor_without_what_only_tests_need_gives_a_note(capsys, monkeypatch):

@@ -219,9 +219,11 @@ def test_an_interrupted_batch_leaves_no_process_and_keeps_what_was_graded(copied
         [*command, "--device", "cpu", "--jobs", "1", "--timeout", "60"], stdout=subprocess.PIPE, cwd=copied_course
     )
     assert course.stdout.readline().startswith(b"a.ipynb: 1 passed")
-    time.sleep(0.5)
-    below = everything_below(course.pid)
-    assert len(below) >= 3  # server, slot, worker
+    deadline = time.monotonic() + 20
+    while len(below := everything_below(course.pid)) < 3:  # server, slot, worker
+        assert course.poll() is None, "it came to its end before the second answer's time was up"
+        assert time.monotonic() < deadline, below
+        time.sleep(0.1)
     course.send_signal(signal.SIGINT)
     assert course.wait(30) == 130
     course.stdout.close()

@@ -296,7 +296,7 @@ def test_progress_shows_every_exercise_of_the_week_and_the_next_step(capsys, sam
         "    ✓ double: passed\n"
         "    ✗ last_item: failed\n"
         "    ○ Tally: not attempted\n"
-        "You can (✓) or will be able to (○):\n"
+        "You can (✓: every exercise for it passes, ○: not yet):\n"
         "    ✓ double numbers\n"
         "    ○ count words\n"
         "Next: last_item is begun and does not pass yet; check(last_item) says why.\n"

@@ -125,6 +125,7 @@ def test_update_carries_answers_over_and_says_which(course):
     new_version(course)
     [sentence] = update(course)
     assert sentence.startswith(f"work/{NAME} is updated, your answers carried over: double. Your former copy is work/")
+    assert sentence.endswith(" Run the cells again to see their outputs.")
     assert source_of(course, "double-answer") == MINE
     assert any("in one line" in source for source in sources(course))
 
