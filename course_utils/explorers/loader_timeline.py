@@ -374,7 +374,7 @@ def _draw_timeline(axis, timeline: Timeline, end: float) -> None:
             [(begin, row - 0.43), (stop, row - 0.43), (stop, row + 0.43), (begin, row + 0.43)]
             for row, (begin, stop) in rows
         ]
-        # One collection for all bars of a kind: a patch for each takes twice the time.
+        # One collection for all bars of a kind: with a patch for each a picture takes a fifth longer.
         axis.add_collection(PolyCollection(corners, linewidth=0.6, **LOOKS[kind]), autolim=False)
     names = ["main", *(f"worker {worker}" for worker in range(timeline.workers))]
     axis.set(xlim=(0, end), ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
