@@ -7,10 +7,6 @@ export COURSE_SEED ?= 0
 # Empty, that is off: a hundred processes would each compile the course anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-# hypothesis is loaded into every pytest, and takes a second; only the tests of the code use it.
-NBVAL := $(BIN)/python -m pytest -q -p no:cacheprovider -p no:hypothesispytest --override-ini=filterwarnings=default \
-	--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile
-
 .PHONY: lab test test-code test-notebooks test-browser test-cuda build site clean
 
 lab: .venv/installed
@@ -25,10 +21,11 @@ test-code: .venv/installed
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore=tests/browser tests
 
 # The students' notebooks run untouched from top to bottom. The solutions are compared with their stored outputs,
-# which come from a CPU: on CUDA they only have to run.
+# which come from a CPU: on CUDA they only have to run. (hypothesis would be loaded, and takes a second.)
 test-notebooks: .venv/installed
-	$(NBVAL) --nbval-lax notebooks
-	$(NBVAL) $(if $(filter cuda,$(COURSE_DEVICE)),--nbval-lax,--nbval --nbval-sanitize-with tests/nbval_sanitize.cfg) solutions
+	$(BIN)/python -m pytest -q -p no:cacheprovider -p no:hypothesispytest --override-ini=filterwarnings=default \
+		$(if $(filter cuda,$(COURSE_DEVICE)),--nbval-lax,--nbval --nbval-sanitize-with tests/nbval_sanitize.cfg) \
+		--nbval-current-env --nbval-cell-timeout=120 -n $(JOBS) --dist loadfile notebooks solutions
 
 # Every week in JupyterLab and Chromium, as a student uses it. Skipped where there is no Chromium, unless
 # COURSE_REQUIRE_BROWSER=1; COURSE_SCREENSHOTS=FOLDER keeps pictures.

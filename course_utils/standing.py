@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from course_utils.exercise import Exercise
-from course_utils.feedback import SIGNS, inline_html
+from course_utils.feedback import SIGNS, code_html, inline_html
 from course_utils.judge import NOT_ATTEMPTED, PASSED
 from course_utils.weeks import Week
 
@@ -68,7 +68,7 @@ class Progress:
         met = self.objectives()
         rows = "".join(
             f"<tr><td style='{_CELL}; white-space: nowrap'>{SIGNS[self.outcome(e)]} {self.outcome(e)}</td>"
-            f"<td style='{_CELL}'><code>{e.name}</code></td>"
+            f"<td style='{_CELL}'>{code_html(e.name)}</td>"
             f"<td style='{_CELL}'>{'; '.join(self._objective(o, met[o]) for o in e.objectives)}</td></tr>"
             for e in self.exercises
         )

@@ -142,8 +142,9 @@ def _parameter_problem(exercise: Exercise, answer: Any) -> str:
             signature.bind(*names[:position], **dict.fromkeys(names[position:]))
     except TypeError:
         task = ", ".join(parameters)
+        bare = [p.replace(annotation=p.empty, default=p.empty) for p in signature.parameters.values()]
         return (
-            f"Your {exercise.name} takes ({', '.join(signature.parameters)}); "
+            f"Your {exercise.name} takes {inspect.Signature(bare)}; "
             f"the task calls {exercise.name}({task}), with these names."
         )
     return ""

@@ -19,8 +19,8 @@ from course_utils.student import problem_with
 from course_utils.weeks import load_week
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and course_device() == "cuda" else ["cpu"]
-SEEDS = range(3)
-MANY_SEEDS = range(12)
+SEEDS = range(2)
+MANY_SEEDS = range(8)
 
 EXERCISES = [load_exercise(name) for name in exercise_weeks()]
 BANK = [(exercise, misconception) for exercise in EXERCISES for misconception in exercise.misconceptions]

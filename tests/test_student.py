@@ -150,7 +150,10 @@ def test_check_of_a_class_without_a_method(capsys, sample_course):
     assert sentence(capsys) == "The class Tally still needs the method add."
 
 
-@pytest.mark.parametrize("parameters", ["shape, stride, index", "a, b, c, d", "shape, stride, storage_offset", ""])
+@pytest.mark.parametrize(
+    "parameters",
+    ["shape, stride, index", "a, b, c, d", "shape, stride, storage_offset", "", "*args", "shape, *, index"],
+)
 def test_check_of_the_wrong_parameters(capsys, parameters):
     names = {}
     exec(f"def storage_index({parameters}):\n    return 1", names)

@@ -11,6 +11,7 @@ from conftest import WEEK, forget_samples, write
 
 from course_utils import cards, quiz
 from course_utils.card_box import CardBox
+from course_utils.feedback import code_html
 from course_utils.repetition import FILE, Place, Record
 from course_utils.study import Cards, Quiz
 from course_utils.weeks import WeekError, load_week, week_names
@@ -90,7 +91,8 @@ def test_cards_in_html_fold_each_answer_below_its_question(sample_course, record
     """GitHub, nbviewer and stored outputs show this form, and whatever has no widgets."""
     bundle = Cards(load_week("week90"), record=record)._repr_mimebundle_()
     assert bundle["text/plain"] == repr(Cards(load_week("week90"), record=record))
-    fold = r"<details[^>]*><summary[^>]*>What is <code>2 &lt; 3</code>\?</summary><p[^>]*>It is <code>True</code>.</p>"
+    question, answer = rf"What is {re.escape(code_html('2 &lt; 3'))}\?", f"It is {re.escape(code_html('True'))}."
+    fold = f"<details[^>]*><summary[^>]*>{question}</summary><p[^>]*>{answer}</p>"
     assert re.search(fold, bundle["text/html"])
     assert " ".join(words_of(bundle["text/html"])) == "Study cards: Samples What is 2 < 3 ? It is True ."
 
@@ -251,8 +253,8 @@ def test_a_quiz_in_html_folds_each_explanation_below_its_option(sample_course):
     fragment = Quiz(load_week("week90"))._repr_mimebundle_()["text/html"]
     options = re.findall(r"<details[^>]*><summary[^>]*>(.*?)</summary><p[^>]*>(.*?)</p></details>", fragment)
     assert options == [
-        ("A. <code>7</code>", "<em>✗ Not this one.</em> One more."),
-        ("B. <code>8</code>", "<em>✓ Right.</em> That is what a byte is."),
+        (f"A. {code_html('7')}", "<em>✗ Not this one.</em> One more."),
+        (f"B. {code_html('8')}", "<em>✓ Right.</em> That is what a byte is."),
     ]
 
 
