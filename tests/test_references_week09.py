@@ -320,12 +320,11 @@ def with_scaler(begin, end, resume):
             "scaler": scaler.state_dict(), "step": end, "rng": reference("RngState").capture()}
 
 
-if what == "straight":
+if what == "before":
     made, model, optimizer = trainer(1)
     losses = made.run(2 * n)
     torch.save([losses, model.state_dict(), optimizer.state_dict()], f"{folder}/straight.pt")
     torch.save(with_scaler(0, 2 * n, False), f"{folder}/straight_scaled.pt")
-elif what == "first":
     made, model, optimizer = trainer(1)
     losses = made.run(n)
     reference("save_checkpoint")({"trainer": made.state_dict(), "losses": losses}, f"{folder}/trainer.pt")
@@ -346,7 +345,7 @@ def test_a_run_resumed_in_a_new_process_is_equal_to_the_last_bit(tmp_path):
     Once with ResumableTrainer, once with a loop of its own that has a gradient scaler and uses
     save_checkpoint, load_checkpoint and RngState.
     """
-    for what in ("straight", "first", "second"):
+    for what in ("before", "after"):
         in_new_process(RUN, what, tmp_path)
     for name in ("", "_scaled"):
         straight, resumed = (torch.load(tmp_path / f"{kind}{name}.pt") for kind in ("straight", "resumed"))
