@@ -21,7 +21,7 @@ test-code: .venv/installed
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore=tests/browser tests
 
 # The students' notebooks run untouched from top to bottom. The solutions are compared with their stored outputs,
-# which come from a CPU: on CUDA they only have to run. (hypothesis would be loaded, and takes a second.)
+# which come from a CPU: on CUDA they only have to run. Only the tests of the code use hypothesis, which takes a second to load.
 test-notebooks: .venv/installed
 	$(BIN)/python -m pytest -q -p no:cacheprovider -p no:hypothesispytest --override-ini=filterwarnings=default \
 		$(if $(filter cuda,$(COURSE_DEVICE)),--nbval-lax,--nbval --nbval-sanitize-with tests/nbval_sanitize.cfg) \

@@ -61,7 +61,7 @@ def inline_html(text: str) -> str:
 
 
 def code_html(code: str) -> str:
-    """Escaped code within a line. VS Code and Colab show it in the font of the text unless told otherwise."""
+    """Escaped code within a line. VS Code shows it in the font of the text unless told otherwise."""
     return f'<code style="font-family: var(--jp-code-font-family, monospace)">{code}</code>'
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import course_utils.run
 from course_utils.exercise import exercise, load_exercise
-from course_utils.feedback import SIGNS, Part, as_html, as_text, code_html, inline_html
+from course_utils.feedback import SIGNS, Part, as_html, as_text, inline_html
 from course_utils.judge import ERROR, FAILED, NOT_ATTEMPTED, OUTCOMES, PASSED, Verdict, grade
 from course_utils.run import Undisturbed
 
@@ -608,7 +608,8 @@ def test_parts_as_text_indent_facts_and_code():
 
 
 def test_code_between_backticks_becomes_code_and_other_signs_are_escaped():
-    assert inline_html("use `a < b` & so") == f"use {code_html('a &lt; b')} &amp; so"
+    code = '<code style="font-family: var(--jp-code-font-family, monospace)">a &lt; b</code>'
+    assert inline_html("use `a < b` & so") == f"use {code} &amp; so"
 
 
 def test_a_message_without_an_outcome_has_no_sign():
