@@ -74,6 +74,11 @@ def test_alt_text_has_first_last_lowest_and_highest_of_each_line():
     )
 
 
+def test_alt_text_does_not_depend_on_rounding_errors():
+    rounded = lines.curves({"a": [2.0, 1.0, 1.0, 2.0]})
+    assert lines.curves({"a": [2.0, 1.0 + 1e-7, 1.0, 2.0 + 1e-7]}).alt == rounded.alt
+
+
 def test_given_alt_text_is_kept():
     assert lines.curves({"a": [1]}, alt="One point.").alt == "One point."
 

@@ -189,9 +189,11 @@ def _describe_line(line: Line) -> str:
     gone = f" {hidden} of {len(line.ys)} values cannot be drawn." if hidden else ""
     if not points:
         return f"{line.label}: nothing to draw.{gone}"
-    low, high = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
-    (first_x, first), (last_x, last) = points[0], points[-1]
+    # Of values that read the same, the first: which of them is lowest by a rounding error depends on the processor.
+    read = [(f"{x:.4g}", f"{y:.3g}") for x, y in points]
+    low, high = (extreme(read, key=lambda point: float(point[1])) for extreme in (min, max))
+    (first_x, first), (last_x, last) = read[0], read[-1]
     return (
-        f"{line.label}: from {first:.4g} at {first_x:.4g} to {last:.4g} at {last_x:.4g}, "
-        f"lowest {low[1]:.4g} at {low[0]:.4g}, highest {high[1]:.4g} at {high[0]:.4g}.{gone}"
+        f"{line.label}: from {first} at {first_x} to {last} at {last_x}, "
+        f"lowest {low[1]} at {low[0]}, highest {high[1]} at {high[0]}.{gone}"
     )
