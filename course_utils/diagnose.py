@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 from course_utils.exercise import Case, Exercise, Misconception
@@ -64,26 +67,30 @@ def diagnose(
 
     First choice: equal on every case. Else the one that explains the most failing cases on its own, at least half of
     them: it equals the answer there, no other misconception does, and the case saw more than an exception.
+    Misconceptions run as few cases as that takes: a student waits for it.
     """
     differing = [mismatch.case for mismatch in mismatches if mismatch.observed or mismatch.changed]
     wrong = [i for i, case in enumerate(exercise.cases) if case in differing]
     right = [i for i in range(min(len(runs), len(exercise.cases))) if i not in wrong]
 
-    def equal(i: int, theirs: Sequence[CaseRun]) -> bool:
-        return i < len(theirs) and not any(_differences(runs[i], theirs[i], exercise.cases[i].tolerance))
+    @cache
+    def equal(misconception: Misconception, i: int) -> bool:
+        case = exercise.cases[i]
+        theirs = process.run_cases(exercise, misconception.implementation, cases=[case])
+        return bool(theirs) and not any(_differences(runs[i], theirs[0], case.tolerance))
 
-    explained: dict[int, list[Misconception]] = {i: [] for i in wrong}
-    for misconception in exercise.misconceptions:
-        theirs = process.run_cases(exercise, misconception.implementation)
-        same = [i for i in wrong if equal(i, theirs)]
-        if wrong and same == wrong and all(equal(i, theirs) for i in right):
+    for misconception in exercise.misconceptions if wrong else ():
+        if all(equal(misconception, i) for i in (*wrong, *right)):
             return Diagnosis(misconception, frozenset(runs[i].case for i in wrong), True)
-        for i in same:
-            if not runs[i].raised:
-                explained[i].append(misconception)
-    votes = {i: found[0] for i, found in explained.items() if len(found) == 1}
+    voters = [i for i in wrong if not runs[i].raised]
+    votes: dict[int, Misconception] = {}
+    for left, i in zip(reversed(range(len(voters))), voters, strict=True):
+        same = list(islice((m for m in exercise.misconceptions if equal(m, i)), 2))
+        if len(same) == 1:
+            votes[i] = same[0]
+        if 2 * (max(Counter(votes.values()).values(), default=0) + left) < len(wrong):
+            return None
     if not votes:
         return None
-    best = max(votes.values(), key=list(votes.values()).count)
-    theirs = frozenset(runs[i].case for i, vote in votes.items() if vote is best)
-    return Diagnosis(best, theirs, False) if 2 * len(theirs) >= len(wrong) else None
+    best = Counter(votes.values()).most_common(1)[0][0]
+    return Diagnosis(best, frozenset(runs[i].case for i, vote in votes.items() if vote is best), False)

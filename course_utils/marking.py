@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from course_utils.diagnose import is_right
-from course_utils.exercise import Exercise, exercise_weeks, load_exercise
+from course_utils.exercise import Case, Exercise, exercise_weeks, load_exercise
 from course_utils.judge import ERROR, NOT_ATTEMPTED, Verdict, judge, not_attempted
 from course_utils.results import Graded, Row
 from course_utils.run import CaseRun, Undisturbed
@@ -31,13 +31,20 @@ class RememberingProcess(Undisturbed):
         self.judged = lru_cache(maxsize=1_000)(self._judge)
 
     def run_cases(
-        self, exercise: Exercise, implementation: Callable[..., Any], *, detail: bool = False, refuse: bool = False
+        self,
+        exercise: Exercise,
+        implementation: Callable[..., Any],
+        *,
+        detail: bool = False,
+        refuse: bool = False,
+        cases: Sequence[Case] | None = None,
     ) -> list[CaseRun]:
         """What `Undisturbed.run_cases` gives; never for an answer, so `refuse` has no say."""
         key = implementation, detail
         if key not in self._seen:
             self._seen[key] = super().run_cases(exercise, implementation, detail=detail)
-        return self._seen[key]
+        runs = self._seen[key]
+        return runs if cases is None else [run for run in runs if run.case in {case.name for case in cases}]
 
     def _judge(self, name: str, line: bytes) -> Verdict:
         """The verdict on what a worker wrote; the calls, most of that, are decoded only where something is wrong."""

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import FrameType
@@ -221,7 +221,7 @@ class Undisturbed:
     """A process in which answers may run: what they change is put back at the end, what they print is kept.
 
     Conditions before each case: grad mode on, autocast off, float32 and the CPU as defaults, nothing deterministic
-    forced, warnings ignored, torch's generator seeded; before each run of all cases also Python's and NumPy's.
+    forced, warnings ignored, the generators of torch, NumPy and Python seeded.
     seconds: how long one run of all cases may take, where the platform has interval timers.
     """
 
@@ -270,17 +270,18 @@ class Undisturbed:
         *,
         detail: bool = False,
         refuse: bool = False,
+        cases: Sequence[Case] | None = None,
     ) -> list[CaseRun]:
         """Run every case with the implementation, in order, and freeze what was seen.
 
         After a case that timed out, the rest is not run; the reference has all the time it needs.
         detail: also record every call with its arguments before and after. refuse: stop at the functions the exercise
-        forbids.
+        forbids. cases: these alone; each begins as it does among the others.
         """
         runs: list[CaseRun] = []
         bounded = implementation is not exercise.reference
         with self._watch(exercise, implementation, refuse, thorough=True) as watch:
-            for case, draw in self._cases(exercise):
+            for case, draw in self._cases(exercise.cases if cases is None else cases):
                 recorder = Recorder(implementation, exercise.name, watch, detail)
                 run = _run_case(case, recorder, draw, self.clock, bounded=bounded)
                 run.left = tuple(_left_changed())
@@ -315,7 +316,7 @@ class Undisturbed:
         results = []
         try:
             with self._watch(exercise, implementation, refuse, thorough=False) as watch:
-                for case, draw in self._cases(exercise, settled=True):
+                for case, draw in self._cases(exercise.cases, settled=True):
                     recorder = Recorder(implementation, exercise.name, watch)
                     self.clock.armed = implementation is not exercise.reference
                     seen = case.function(recorder, draw)
@@ -332,19 +333,17 @@ class Undisturbed:
     def _watch(self, exercise: Exercise, implementation: Any, refuse: bool, *, thorough: bool) -> Watch:
         return Watch(exercise.forbids if refuse else (), exercise.is_class, implementation, thorough=thorough)
 
-    def _cases(self, exercise: Exercise, *, settled: bool = False) -> Iterator[tuple[Case, Draw]]:
-        """The cases, each with its draw and its own seed, while the clock runs.
+    def _cases(self, cases: Sequence[Case], *, settled: bool = False) -> Iterator[tuple[Case, Draw]]:
+        """The cases, each with its draw and with all generators seeded, while the clock runs.
 
         settled: the conditions are as they should be, and are not put back before every case.
         """
-        random.seed(self.seed)
-        np.random.seed(self.seed % 2**32)
         self.clock.start()
         try:
-            for case in exercise.cases:
+            for case in cases:
                 if not settled:
                     self._set_conditions()
-                self._seed_torch()
+                self._seed()
                 draw = Draw(self.seed, case.name, self.device)
                 try:
                     yield case, draw
@@ -353,7 +352,9 @@ class Undisturbed:
         finally:
             self.clock.stop()
 
-    def _seed_torch(self) -> None:
+    def _seed(self) -> None:
+        random.seed(self.seed)
+        np.random.seed(self.seed % 2**32)
         torch.default_generator.manual_seed(self.seed)
         if self.device == "cuda":
             torch.cuda.manual_seed_all(self.seed)

@@ -39,8 +39,8 @@ class RememberingAllProcess(RememberingProcess):
         super().__init__(seed, device)
         self._live = cache(super()._live)
 
-    def run_cases(self, exercise, implementation, *, detail=True, refuse=False):
-        return super().run_cases(exercise, implementation, detail=True)
+    def run_cases(self, exercise, implementation, *, detail=True, refuse=False, cases=None):
+        return super().run_cases(exercise, implementation, detail=True, cases=cases)
 
 
 @lru_cache(maxsize=len(DEVICES) * len(SEEDS))

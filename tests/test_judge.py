@@ -398,6 +398,24 @@ def test_an_exception_alone_does_not_make_a_diagnosis():
     assert grade(inverse, answer, 0).misconception is None
 
 
+def test_misconceptions_run_no_more_cases_than_the_diagnosis_takes(monkeypatch):
+    ran, run_cases = [], Undisturbed.run_cases
+
+    def noting(self, exercise, implementation, *, cases=None, **options):
+        ran.extend((implementation.__name__, case.name) for case in cases or ())
+        return run_cases(self, exercise, implementation, cases=cases, **options)
+
+    monkeypatch.setattr(Undisturbed, "run_cases", noting)
+    grade(mix, swapped, 0)
+    assert ran == [
+        ("halves", "a_share_that_is_given"),
+        *(("swapped", case) for case in ("a_share_that_is_given", "equal_shares", "sizes_that_do_not_fit")),
+    ]
+    ran.clear()
+    grade(mix, lambda first, second, share=0.5: 1 / 0, 0)  # exceptions do not vote
+    assert ran == [(wrong.name, "equal_shares") for wrong in mix.misconceptions]
+
+
 # --- the call that shows it ---------------------------------------------------------------------------------------
 
 

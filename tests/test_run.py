@@ -187,6 +187,18 @@ def test_random_numbers_depend_on_the_seed_alone():
     assert one != other
 
 
+def test_a_case_begins_alone_as_it_does_among_the_others():
+    def answer():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    numbers = asking(cases=2)
+    with Undisturbed(7) as process:
+        first, second = process.run_cases(numbers, answer)
+        (alone,) = process.run_cases(numbers, answer, cases=numbers.cases[1:])
+    assert alone.case == second.case == "case_1"
+    assert alone.observation == second.observation == first.observation
+
+
 def test_warnings_of_an_answer_are_not_shown(recwarn):
     run_one(lambda: warnings.warn("careful", stacklevel=1))
     assert list(recwarn) == []
