@@ -1,6 +1,7 @@
 """How long a check takes, and how much of it is the engine's own: `python benchmarks/check_latency.py`.
 
 The engine's own time is the whole check of a correct answer less running all cases on the answer and on the reference.
+A wrong answer takes longer, since misconceptions are run to compare with: each misconception is timed as an answer.
 Also prints what importing course_utils adds to importing torch.
 """
 
@@ -44,6 +45,12 @@ def measure(exercise: Exercise) -> tuple[float, float, float]:
     return min(whole), min(bare), min(whole) - min(bare)
 
 
+def measure_wrong(exercise: Exercise) -> list[float]:
+    """Milliseconds of the check of each misconception, the lesser of two."""
+    wrong = [misconception.implementation for misconception in exercise.misconceptions]
+    return [min(milliseconds(lambda: grade(exercise, answer, 0)) for _ in range(2)) for answer in wrong]  # noqa: B023
+
+
 def run_bare(exercise: Exercise) -> None:
     """Every case, called on the reference with nothing around it."""
     for case in exercise.cases:
@@ -63,14 +70,19 @@ def import_seconds(code: str) -> float:
 
 
 def main() -> None:
-    """Print one line per exercise, the median, and the import times."""
-    print(f"{'exercise':<24}{'check':>10}{'two runs':>10}{'own':>10}   (milliseconds)")
-    owns = []
+    """Print one line per exercise, the medians, and the import times."""
+    head = ("check", "two runs", "own", "wrong", "at most")
+    print(f"{'exercise':<24}{''.join(f'{title:>10}' for title in head)}   (milliseconds)")
+    owns, wrongs = [], []
     for name in exercise_weeks():
-        whole, bare, own = measure(load_exercise(name))
+        exercise = load_exercise(name)
+        whole, bare, own = measure(exercise)
+        wrong = measure_wrong(exercise)
         owns.append(own)
-        print(f"{name:<24}{whole:>10.2f}{bare:>10.2f}{own:>10.2f}")
+        wrongs += wrong
+        print(f"{name:<24}{whole:>10.2f}{bare:>10.2f}{own:>10.2f}{statistics.median(wrong):>10.0f}{max(wrong):>10.0f}")
     print(f"engine's own time: median {statistics.median(owns):.2f} ms, largest {max(owns):.2f} ms")
+    print(f"wrong answers: median {statistics.median(wrongs):.0f} ms, largest {max(wrongs):.0f} ms")
 
     torch_alone = import_seconds("import torch")
     with_course = import_seconds("import torch; import course_utils")
