@@ -84,11 +84,12 @@ def diagnose(
             return Diagnosis(misconception, frozenset(runs[i].case for i in wrong), True)
     voters = [i for i in wrong if not runs[i].raised]
     votes: dict[int, Misconception] = {}
-    for left, i in zip(reversed(range(len(voters))), voters, strict=True):
+    for number, i in enumerate(voters, start=1):
         same = list(islice((m for m in exercise.misconceptions if equal(m, i)), 2))
         if len(same) == 1:
             votes[i] = same[0]
-        if 2 * (max(Counter(votes.values()).values(), default=0) + left) < len(wrong):
+        most = max(Counter(votes.values()).values(), default=0)
+        if 2 * (most + len(voters) - number) < len(wrong):
             return None
     if not votes:
         return None
