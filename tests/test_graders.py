@@ -13,14 +13,14 @@ from course_utils.judge import FAILED, NOT_ATTEMPTED, PASSED, grade, judge
 from course_utils.marking import RememberingProcess
 from course_utils.observe import TOLERANCES, SeenItems, SeenTensor, difference
 from course_utils.run import run_cases
-from course_utils.settings import course_device
+from course_utils.settings import class_seed, course_device
 from course_utils.source import solution_source, stub_source
 from course_utils.student import problem_with
 from course_utils.weeks import load_week
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() and course_device() == "cuda" else ["cpu"]
-SEEDS = range(2)
-MANY_SEEDS = range(8)
+SEEDS = (0, class_seed())  # of a student's first check, and of a class
+MANY_SEEDS = (*range(7), class_seed())
 
 EXERCISES = [load_exercise(name) for name in exercise_weeks()]
 BANK = [(exercise, misconception) for exercise in EXERCISES for misconception in exercise.misconceptions]
