@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from course_utils.draw import Draw
 from course_utils.exercise import Exercise, exercise_weeks, load_exercise
@@ -48,7 +49,7 @@ def measure(exercise: Exercise) -> tuple[float, float, float]:
 def measure_wrong(exercise: Exercise) -> list[float]:
     """Milliseconds of the check of each misconception, the lesser of two."""
     wrong = [misconception.implementation for misconception in exercise.misconceptions]
-    return [min(milliseconds(lambda: grade(exercise, answer, 0)) for _ in range(2)) for answer in wrong]  # noqa: B023
+    return [min(milliseconds(partial(grade, exercise, answer, 0)) for _ in range(2)) for answer in wrong]
 
 
 def run_bare(exercise: Exercise) -> None:

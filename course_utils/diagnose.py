@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -72,6 +71,8 @@ def diagnose(
     differing = [mismatch.case for mismatch in mismatches if mismatch.observed or mismatch.changed]
     wrong = [i for i, case in enumerate(exercise.cases) if case in differing]
     right = [i for i in range(min(len(runs), len(exercise.cases))) if i not in wrong]
+    if not wrong:
+        return None
 
     @cache
     def equal(misconception: Misconception, i: int) -> bool:
@@ -79,19 +80,19 @@ def diagnose(
         theirs = process.run_cases(exercise, misconception.implementation, cases=[case])
         return bool(theirs) and not any(_differences(runs[i], theirs[0], case.tolerance))
 
-    for misconception in exercise.misconceptions if wrong else ():
+    for misconception in exercise.misconceptions:
         if all(equal(misconception, i) for i in (*wrong, *right)):
             return Diagnosis(misconception, frozenset(runs[i].case for i in wrong), True)
     voters = [i for i in wrong if not runs[i].raised]
-    votes: dict[int, Misconception] = {}
+    explained: dict[Misconception, list[str]] = {}
     for number, i in enumerate(voters, start=1):
         same = list(islice((m for m in exercise.misconceptions if equal(m, i)), 2))
         if len(same) == 1:
-            votes[i] = same[0]
-        most = max(Counter(votes.values()).values(), default=0)
+            explained.setdefault(same[0], []).append(runs[i].case)
+        most = max(map(len, explained.values()), default=0)
         if 2 * (most + len(voters) - number) < len(wrong):
             return None
-    if not votes:
+    if not explained:
         return None
-    best = Counter(votes.values()).most_common(1)[0][0]
-    return Diagnosis(best, frozenset(runs[i].case for i, vote in votes.items() if vote is best), False)
+    best = max(explained, key=lambda misconception: len(explained[misconception]))
+    return Diagnosis(best, frozenset(explained[best]), False)

@@ -43,8 +43,8 @@ class RememberingProcess(Undisturbed):
         key = implementation, detail
         if key not in self._seen:
             self._seen[key] = super().run_cases(exercise, implementation, detail=detail)
-        runs = self._seen[key]
-        return runs if cases is None else [run for run in runs if run.case in {case.name for case in cases}]
+        names = [case.name for case in (exercise.cases if cases is None else cases)]
+        return [run for run in self._seen[key] if run.case in names]
 
     def _judge(self, name: str, line: bytes) -> Verdict:
         """The verdict on what a worker wrote; the calls, most of that, are decoded only where something is wrong."""
