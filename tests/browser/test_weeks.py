@@ -23,7 +23,7 @@ NOT_OURS = ".jp-Notebook .jp-InputArea, .jp-Notebook .jp-MarkdownCell"  # most o
 def test_every_cell_runs_and_the_page_complains_of_nothing(student):
     for kind in ("error", "stderr"):
         outputs = student.page.locator(f".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.{kind}']")
-        assert [output.inner_text()[:500] for output in outputs.all()] == []
+        assert [output.text_content()[:500] for output in outputs.all()] == []
     assert student.complaints == []
 
 
