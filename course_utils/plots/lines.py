@@ -127,7 +127,7 @@ def _label_ends(figure, axis, lines: list[Line], looks: list[dict]) -> None:
                   fontsize=LABEL_SIZE, color=BLACK)
         for line in lines
     ]  # fmt: skip
-    figure.draw_without_rendering()  # the layout now leaves room for the names
+    figure.get_layout_engine().execute(figure)  # now there is room for the names
     figure.set_layout_engine("none")
     box = axis.get_window_extent()
     ends = [max(line.points(), default=None) for line in lines]
