@@ -19,10 +19,11 @@ test: NOTEBOOKS = $(if $(filter ready,$(shell cd tests/browser && ../../$(BIN)/p
 	"import conftest; print(conftest.missing() or 'ready')")),,notebooks) solutions
 test: test-code test-notebooks test-browser
 
+# No test reads log records, and to catch them costs each test a millisecond.
 test-code: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --ignore=tests/browser tests
+	$(BIN)/python -m pytest -q -p no:logging -n $(JOBS) --dist worksteal --ignore=tests/browser tests
 
 # The students' notebooks run untouched from top to bottom. The solutions are compared with their stored outputs,
 # which come from a CPU: on CUDA they only have to run. Only the tests of the code use hypothesis, which takes a second to load.
@@ -56,8 +57,9 @@ clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './work/*' -prune -exec rm -rf {} +
 
+# Python compiles what is used when it is first imported; to compile all that is installed takes half a minute.
 .venv/installed: pyproject.toml constraints.txt
 	@echo "Installing about 1.5 GB into .venv; this takes some minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -e ".[dev]" -c constraints.txt
 	touch $@
