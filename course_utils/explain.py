@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from course_utils.diagnose import Diagnosis, Mismatch
@@ -12,6 +13,7 @@ from course_utils.observe import NAMED_TUPLE, Difference, SeenError, SeenItems, 
 from course_utils.run import Call
 
 HARD_TO_READ = 100
+NOT_TO_BE_READ = 1_000_000
 
 
 class Rejection(NamedTuple):
@@ -75,7 +77,8 @@ def rejected(exercise: Exercise, mismatches: list[Mismatch], passed: int, diagno
     parts.append(Part("text", f"It shows in the case “{worst.case.title}”:"))
     parts.append(Part("facts", "\n".join(_facts(exercise, worst, calls))))
     parts += _printed(next((m.run.output for m in mismatches if m.run.output.strip()), ""))
-    arguments = calls[0].given if calls else None
+    # What is used up, such as a generator, cannot be given to the answer again.
+    arguments = calls[0].given if calls and not any(isinstance(a, Iterator) for a in calls[0].given) else None
     parts.append(Part("next", _next_step(exercise, calls[0] if arguments is not None and calls else None)))
     return Rejection(parts, crashed, arguments)
 
@@ -140,7 +143,7 @@ def _size(seen: Any) -> int:
         return 2 + seen.values.numel() if seen.values.numel() and seen.shape else HARD_TO_READ
     if isinstance(seen, SeenItems):
         return 1 + sum(map(_size, seen.items)) if seen.items else HARD_TO_READ
-    return HARD_TO_READ if seen == SeenOther("a generator") else 1
+    return NOT_TO_BE_READ if seen == SeenOther("a generator") else 1
 
 
 # --- why, where no misconception is recognized ----------------------------------------------------------------------
@@ -154,10 +157,15 @@ def _general_reason(mismatch: Mismatch, calls: tuple[Call, Call] | None) -> str:
             "A `with` block puts a setting back, whatever happens inside."
         )
     if calls is None:
-        found = mismatch.observed
-        return _reason_for(found) if found and not mismatch.run.raised else ""
+        run, found = mismatch.run, mismatch.observed
+        if run.raised and not run.lines and not mismatch.right.raised:
+            return (
+                "Your code ran without an error. The check then used what it made, as the task describes it, and met "
+                "the error below: something that the task asks for is missing, or of another kind."
+            )
+        return _reason_for(found) if found and not run.raised else ""
     got, expected = calls[0].result, calls[1].result
-    if isinstance(expected, SeenError):
+    if isinstance(expected, SeenError) and _result_difference(mismatch, *calls):
         did = f"raised {got.lineage[0]}" if isinstance(got, SeenError) else "returned something"
         return f"For these arguments the task asks for {expected.lineage[0]}; your answer {did}."
     if got is None and expected is not None:
@@ -269,8 +277,11 @@ def _call_differences(exercise: Exercise, mismatch: Mismatch, mine: Call, right:
 def _changed_argument(exercise: Exercise, mine: Call, right: Call, changed: Difference) -> list[str]:
     position, _, place = changed.path.removeprefix("[").partition("]")
     names = _argument_names(exercise, mine)
-    name = names[int(position)] if position.isdigit() and int(position) < len(names) else "an argument"
-    kept = difference(right.before, right.after) is None
+    if position.isdigit() and int(position) < len(names):
+        name, before, after = names[int(position)], right.before.items[int(position)], right.after.items[int(position)]
+    else:
+        name, before, after = "an argument", right.before, right.after
+    kept = difference(before, after) is None
     return [
         f"afterwards {name}{place} is: {changed.got}",
         f"it should {'still ' if kept else ''}be: {changed.expected}",

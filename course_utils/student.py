@@ -191,8 +191,13 @@ def failing_call(answer: Callable[..., Any] | str) -> tuple[Any, ...]:
     name = answer if isinstance(answer, str) else _name_of(answer, "failing_call")
     arguments = _failing_arguments.get(name)
     if arguments is None:
-        when = "The last check of {} showed no" if name in _failing_arguments else "No check of {} has shown a"
-        raise CourseError(f"{when.format(name)} failing call; check({name}) shows one when an answer fails.")
+        checked = name in _failing_arguments
+        when = (
+            "The last check of {} showed no failing call to repeat"
+            if checked
+            else "No check of {} has shown a failing call"
+        )
+        raise CourseError(f"{when.format(name)}; check({name}) shows one when an answer fails.")
     return arguments
 
 

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 import course_utils.run
+from course_utils.cases import attempt
 from course_utils.exercise import exercise, load_exercise
 from course_utils.feedback import SIGNS, Part, as_html, as_text, inline_html
 from course_utils.judge import ERROR, FAILED, NOT_ATTEMPTED, OUTCOMES, PASSED, Verdict, grade
@@ -90,6 +91,43 @@ def double_in_place(values):
 @double_in_place.case
 def a_vector(implementation, draw):
     return implementation(draw.normal(3))
+
+
+@exercise
+def move_into(target, source):
+    """Copies the first element; a source that does not have exactly one raises."""
+    if len(source) != 1:
+        raise ValueError
+    target[:1] = source
+
+
+@move_into.case
+def from_one(implementation, draw):
+    target = draw.normal(3)
+    implementation(target, draw.normal(1))
+    return target
+
+
+@move_into.case
+def from_two(implementation, draw):
+    return attempt(implementation, draw.normal(3), draw.normal(2))
+
+
+@exercise
+def count_all(batches):
+    """The number of elements."""
+    return sum(map(len, batches))
+
+
+@count_all.case
+def a_generator(implementation, draw):
+    sizes = (1, 2)
+    return implementation(draw.normal(size) for size in sizes)
+
+
+@count_all.case
+def a_list(implementation, draw):
+    return implementation([draw.normal(100), draw.normal(200)])
 
 
 @exercise
@@ -477,6 +515,50 @@ def test_an_argument_that_should_be_changed_and_is_not_is_told():
     verdict = grade(double_in_place, lambda values: None, 0)
     assert re.search(r"afterwards values(\[\d+\])* is: ", verdict.message)
     assert "this call should change it, and changed it differently" in verdict.message
+
+
+def test_an_argument_that_should_stay_beside_one_that_changes_is_told():
+    def answer(target, source):
+        target[:1] = source
+        source.zero_()
+
+    verdict = grade(move_into, answer, 0)
+    assert re.search(r"afterwards source(\[\d+\])* is: ", verdict.message)
+    assert "the caller's value was changed; work on a copy of your own" in verdict.message
+
+
+def test_the_right_error_after_a_change_is_told_by_the_change():
+    def answer(target, source):
+        target[:1] = source[:1]
+        if len(source) != 1:
+            raise ValueError
+
+    verdict = grade(move_into, answer, 0)
+    assert "afterwards target" in verdict.message and "the caller's value was changed" in verdict.message
+    assert "the task asks for ValueError" not in verdict.message
+
+
+def test_a_generator_is_shown_only_where_nothing_else_tells_and_cannot_be_given_again():
+    verdict = grade(count_all, lambda batches: len(list(batches)), 0)
+    assert "It shows in the case “a list”" in verdict.message and len(verdict.arguments) == 1
+    verdict = grade(count_all, lambda batches: sum(map(len, batches)) if isinstance(batches, list) else 0, 0)
+    assert "It shows in the case “a generator”" in verdict.message and verdict.arguments is None
+    assert "failing_call" not in verdict.message
+
+
+def test_what_the_check_does_not_find_is_not_taken_for_an_error_of_the_answers_code(monkeypatch):
+    monkeypatch.setattr(course_utils.run, "LIBRARIES", (*course_utils.run.LIBRARIES, __file__))  # where the case is
+    source = """
+        class Counter:
+            def __init__(self):
+                self.sum = 0
+
+            def add(self, number):
+                return self
+    """
+    verdict = grade(Counter, written(source, "Counter"), 0)
+    assert verdict.outcome == FAILED and "has no attribute 'total'" in verdict.message
+    assert "something that the task asks for is missing, or of another kind" in verdict.message
 
 
 def test_a_changed_array_is_noticed_although_the_result_is_right():

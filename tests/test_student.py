@@ -403,5 +403,5 @@ def test_after_a_check_that_passes_there_is_no_failing_call():
 
     check(storage_index)
     check(load_exercise("storage_index").reference)
-    with pytest.raises(CourseError, match=r"^The last check of storage_index showed no failing call"):
+    with pytest.raises(CourseError, match=r"^The last check of storage_index showed no failing call to repeat"):
         failing_call(storage_index)
