@@ -28,8 +28,8 @@ def adam_step(
     param -= lr * (m / (1 - b1**t)) / (sqrt(v / (1 - b2**t)) + eps)
 
     Entries of grad may be 0 or as small as 1e-8. param may be a leaf that requires grad: it stays
-    the same tensor and no graph is recorded. grad is not modified. Return None. Do without
-    torch.optim.
+    the same tensor, in the memory it has, and no graph is recorded. grad is not modified. Return
+    None. Do without torch.optim.
     """
     b1, b2 = betas
     with torch.no_grad():
@@ -126,8 +126,9 @@ def a_state_from_a_run_before(implementation, draw):
 @adam_step.case
 def a_leaf_that_requires_grad(implementation, draw):
     param = draw.normal(3, requires_grad=True)
+    view = param.detach()
     seen = walk(implementation, param, [draw.normal(3) for _ in range(2)])
-    return seen | {"leaf": param.is_leaf}
+    return seen | {"leaf": param.is_leaf, "a view of its memory": view}
 
 
 @adam_step.case
@@ -261,6 +262,17 @@ def moves_a_local_name(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8
 
 
 @adam_step.misconception(
+    "`param.data = ...` gives the parameter other memory. Its values are right, but a view of the "
+    "old memory, or whatever else shares it, keeps the old ones. Write into the memory that is "
+    "there."
+)
+def memory_exchanged(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+    fresh = param.detach().clone()
+    adam_step.reference(fresh, grad, state, lr, betas, eps)
+    param.data = fresh
+
+
+@adam_step.misconception(
     "The averages stay in local names, or in another dict, and are lost when the function returns. "
     "Every call is a first call then. Write them into the state that came in."
 )
@@ -336,6 +348,18 @@ def moves_by_the_old_averages(param, grad, state, lr=1e-3, betas=(0.9, 0.999), e
 )
 def betas_swapped(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
     adam_step.reference(param, grad, state, lr, betas[::-1], eps)
+
+
+@adam_step.misconception(
+    "The averages are right, but you correct them for 0.9 and 0.999 whatever betas is. Those are "
+    "its defaults. The correction undoes the zero start of these averages, with the betas that "
+    "made them."
+)
+def corrected_by_the_usual_betas(param, grad, state, lr=1e-3, betas=(0.9, 0.999), eps=1e-8):
+    def move(m, v, t):
+        return m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + eps)
+
+    steps(param, grad, state, lr, betas, eps, move=move)
 
 
 @adam_step.misconception(

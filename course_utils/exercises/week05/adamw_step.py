@@ -24,11 +24,11 @@ def adamw_step(
     gradient as in adam_step, is subtracted.
 
     A state is {} at first and has afterwards exactly the keys "step" (an int, the number of steps
-    this parameter took part in), "m" and "v", as in adam_step. Where grads[i] is None there is no
-    decay and no update, and states[i] stays as it is, {} included.
+    this parameter took part in), "m" and "v", as in adam_step. It stays the same dict. Where
+    grads[i] is None there is no decay and no update, and states[i] stays as it is, {} included.
 
-    Parameters may be leaves that require grad: they stay the same tensors and no graph is
-    recorded. Gradients are not modified. Return None. Do without torch.optim.
+    Parameters may be leaves that require grad: they stay the same tensors, in the memory they have,
+    and no graph is recorded. Gradients are not modified. Return None. Do without torch.optim.
     """
     b1, b2 = betas
     with torch.no_grad():
@@ -120,17 +120,18 @@ def a_state_from_a_run_before(implementation, draw):
     params, gradients = scene(draw, count=1)
     (m,), (root,) = gradients(), gradients()
     states = [{"step": draw.whole(2, 9), "m": m.clone(), "v": root.square()}]
+    (state,) = states
     implementation(params, gradients(), states, lr=0.1, weight_decay=0.5)
-    return {"params": params, "states": states}
+    return {"params": params, "states": states, "the same dict": states[0] is state}
 
 
 @adamw_step.case
 def leaves_that_require_grad(implementation, draw):
     params, gradients = scene(draw)
     params = [param.requires_grad_() for param in params]
-    tensors = list(params)
+    tensors, views = list(params), [param.detach() for param in params]
     seen = walk(implementation, params, [gradients()], lr=0.1, weight_decay=0.5)
-    return seen | {"leaves": [p.is_leaf for p in tensors]}
+    return seen | {"leaves": [p.is_leaf for p in tensors], "views of their memory": views}
 
 
 def steps(params, grads, states, lr, betas, eps, weight_decay, *, fed=None, before=None,
@@ -152,6 +153,17 @@ def steps(params, grads, states, lr, betas, eps, weight_decay, *, fed=None, befo
             adamw_step.reference([param], [raw], [state], lr, betas, eps, 0.0)
             if after:
                 after(param)
+
+
+def update(params, grads, states, lr, betas, eps, weight_decay, move):
+    """One step whose update is move(m, v, t), the averages after this gradient, times lr."""
+    for param, grad, state in zip(params, grads, states, strict=True):
+        if grad is not None:
+            scratch = param.detach().clone()
+            adamw_step.reference([scratch], [grad], [state], lr, betas, eps, weight_decay)
+            with torch.no_grad():
+                param *= 1 - lr * weight_decay
+                param -= lr * move(state["m"], state["v"], state["step"])
 
 
 @adamw_step.misconception(
@@ -304,6 +316,17 @@ def averages_kept_elsewhere(
 
 
 @adamw_step.misconception(
+    "You put a new dict into states[i]. It holds the right numbers, but whoever else holds the old "
+    "one, as an optimizer does for its checkpoints, never sees them. Fill the dict that is there."
+)
+def states_replaced(
+    params, grads, states, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+):
+    states[:] = [dict(state) for state in states]
+    adamw_step.reference(params, grads, states, lr, betas, eps, weight_decay)
+
+
+@adamw_step.misconception(
     "At the first gradient that is None you leave the loop, and the parameters behind it are not "
     "moved. Only this one is to be skipped."
 )
@@ -323,13 +346,64 @@ def stops_at_the_first_none(
 def no_bias_correction(
     params, grads, states, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
 ):
-    for param, grad, state in zip(params, grads, states, strict=True):
-        if grad is not None:
-            scratch = param.detach().clone()
-            adamw_step.reference([scratch], [grad], [state], lr, betas, eps, weight_decay)
-            with torch.no_grad():
-                param *= 1 - lr * weight_decay
-                param -= lr * state["m"] / (state["v"].sqrt() + eps)
+    def move(m, v, t):
+        return m / (v.sqrt() + eps)
+
+    update(params, grads, states, lr, betas, eps, weight_decay, move)
+
+
+@adamw_step.misconception(
+    "Your eps stands inside the root. There its floor is 1e-4 instead of 1e-8, and gradients "
+    "below that are damped away."
+)
+def epsilon_inside_the_root(
+    params, grads, states, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+):
+    def move(m, v, t):
+        return m / (1 - betas[0] ** t) / (v / (1 - betas[1] ** t) + eps).sqrt()
+
+    update(params, grads, states, lr, betas, eps, weight_decay, move)
+
+
+@adamw_step.misconception(
+    "You add eps before you correct v. Then eps is divided by the correction too, and in the first "
+    "steps it weighs some thirty times as much. It is added last."
+)
+def epsilon_before_the_correction(
+    params, grads, states, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+):
+    def move(m, v, t):
+        return m / (1 - betas[0] ** t) / ((v.sqrt() + eps) / (1 - betas[1] ** t) ** 0.5)
+
+    update(params, grads, states, lr, betas, eps, weight_decay, move)
+
+
+@adamw_step.misconception(
+    "The averages are right, but you correct them for 0.9 and 0.999 whatever betas is. Those are "
+    "its defaults. The correction undoes the zero start of these averages, with the betas that "
+    "made them."
+)
+def corrected_by_the_usual_betas(
+    params, grads, states, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+):
+    def move(m, v, t):
+        return m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + eps)
+
+    update(params, grads, states, lr, betas, eps, weight_decay, move)
+
+
+@adamw_step.misconception(
+    "`param.data = ...` gives the parameter other memory. Its values are right, but a view of the "
+    "old memory, or whatever else shares it, keeps the old ones. Write into the memory that is "
+    "there."
+)
+def memory_exchanged(
+    params, grads, states, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01
+):
+    fresh = [param.detach().clone() for param in params]
+    adamw_step.reference(fresh, grads, states, lr, betas, eps, weight_decay)
+    for param, moved in zip(params, fresh, strict=True):
+        param.data = moved
 
 
 @adamw_step.misconception(

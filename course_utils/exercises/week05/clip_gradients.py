@@ -22,13 +22,15 @@ def clip_gradients(
 ) -> torch.Tensor:
     """Clip gradients by their global L2 norm, in place; return the norm before clipping.
 
-    parameters: one tensor or any iterable of tensors, possibly a generator. Those whose .grad is
-    None are skipped; if none is left, return tensor(0.0).
+    parameters: one tensor or any iterable of different tensors, possibly a generator. Those whose
+    .grad is None are skipped, and only those; if none is left, return tensor(0.0). All gradients
+    have one dtype, float32 or float64, and may be non-contiguous.
 
     The norm is that of all gradients taken as one long vector, a 0-d tensor that needs no grad.
-    Every gradient is multiplied by min(1, max_norm / (norm + 1e-6)); each .grad stays the same
-    tensor object. If the norm is inf or nan, raise RuntimeError and leave all gradients as they
-    are. Parameters keep their values. Do without torch's own clipping functions.
+    Every gradient is multiplied by min(1, max_norm / (norm + 1e-6)), also for a max_norm of 0; each
+    .grad stays the same tensor, in the memory it has. If the norm is inf or nan (finite entries can
+    have such a norm), raise RuntimeError and leave all gradients as they are. Parameters keep their
+    values. Do without torch's own clipping functions.
     """
     if isinstance(parameters, torch.Tensor):
         parameters = [parameters]
@@ -54,19 +56,22 @@ def scene(draw, *shapes, scale=1.0, dtype=torch.float32):
 
 
 def clip(implementation, params, max_norm, *, given=None):
-    """What came back, the gradients afterwards, and whether they are the same objects."""
+    """What came back, the gradients afterwards, and whether they are the same, memory included."""
     before = [param.grad for param in params]
+    views = [grad if grad is None else grad.detach() for grad in before]
     norm = attempt(implementation, params if given is None else given, max_norm)
     return {
         "returned": norm,
         "gradients": [param.grad for param in params],
         "same objects": [p.grad is g for p, g in zip(params, before, strict=True)],
+        "views of their memory": views,
     }
 
 
 @clip_gradients.case
 def large_gradients(implementation, draw):
-    params = scene(draw, draw.sizes(2, high=4), (3,), scale=3)
+    params = scene(draw, (draw.whole(2, 4), 5), (3,), (3,), scale=3)
+    params[0].grad = 3 * draw.normal(5, len(params[0])).t()  # not contiguous
     return clip(implementation, params, draw.number(0.5, 2.0))
 
 
@@ -77,9 +82,12 @@ def small_gradients(implementation, draw):
 
 
 @clip_gradients.case
-def gradients_of_zero(implementation, draw):
-    params = scene(draw, (3,), scale=0.0)
-    return clip(implementation, params, 1.0)
+def gradients_of_zero_and_a_limit_of_zero(implementation, draw):
+    still = clip(implementation, scene(draw, (3,), scale=0.0), 1.0)
+    return {
+        "gradients of zero": still,
+        "max_norm of zero": clip(implementation, scene(draw, (3,)), 0.0),
+    }
 
 
 @clip_gradients.case
@@ -91,9 +99,10 @@ def tiny_gradients_and_a_tiny_limit(implementation, draw):
 
 
 @clip_gradients.case
-def none_among_them(implementation, draw):
+def none_among_them_and_one_that_was_frozen(implementation, draw):
     params = scene(draw, (2, 2), (3,), (4,))
     params[1].grad = None
+    params[2].requires_grad_(False)  # after its backward: the gradient is still there
     return clip(implementation, params, 0.7)
 
 
@@ -123,6 +132,13 @@ def a_single_tensor_in_float64(implementation, draw):
 def an_infinite_entry(implementation, draw):
     params = scene(draw, (3,), (2, 2))
     params[1].grad[0, 1] = draw.choice((float("inf"), float("-inf")))
+    return clip(implementation, params, 1.0)
+
+
+@clip_gradients.case
+def finite_entries_whose_norm_is_infinite(implementation, draw):
+    params = scene(draw, (3,), (2, 2))
+    params[1].grad[0] = draw.tensor([3e38, -3e38])
     return clip(implementation, params, 1.0)
 
 
@@ -228,6 +244,17 @@ def scales_by_a_non_finite_norm(parameters, max_norm):
 
 
 @clip_gradients.misconception(
+    "You ask whether the entries are finite. The squares of finite entries can overflow, so that "
+    "the norm is inf: all gradients become 0 without a word. Ask the norm."
+)
+def entries_asked_instead_of_the_norm(parameters, max_norm):
+    kept = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    if all(grad.isfinite().all() for grad in gradients_of(kept)):
+        return scales_by_a_non_finite_norm(kept, max_norm)
+    return rescale(kept, max_norm)
+
+
+@clip_gradients.misconception(
     "You raise the error too late: the gradients have been scaled by then, and are 0 or nan. Look "
     "at the norm before you touch anything."
 )
@@ -274,9 +301,20 @@ def new_gradient_tensors(parameters, max_norm):
     return rescale(kept, max_norm)
 
 
+@clip_gradients.misconception(
+    "`.data = ...` gives a gradient other memory. It is still the same object with the right "
+    "values, but whoever shares its old memory sees unclipped numbers; multiply in place."
+)
+def memory_exchanged(parameters, max_norm):
+    kept = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    for grad in gradients_of(kept) if gradients_are_finite(kept) else ():
+        grad.data = grad.data.clone()
+    return rescale(kept, max_norm)
+
+
 def gradients_are_finite(parameters):
-    """Whether every entry of every gradient is a number."""
-    return all(bool(grad.isfinite().all()) for grad in gradients_of(parameters))
+    """Whether the norm of all gradients is a number."""
+    return all(bool(grad.norm().isfinite()) for grad in gradients_of(parameters))
 
 
 @clip_gradients.misconception(
@@ -323,6 +361,23 @@ def stumbles_over_none(parameters, max_norm):
     for p in tensors:
         p.grad.shape  # noqa: B018
     return rescale(tensors, max_norm)
+
+
+@clip_gradients.misconception(
+    "You leave out parameters that do not require grad. One that was frozen after backward still "
+    "holds a gradient, and that belongs to the norm. Look at .grad alone."
+)
+def frozen_parameters_left_out(parameters, max_norm):
+    tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+    return rescale([p for p in tensors if p.requires_grad], max_norm)
+
+
+@clip_gradients.misconception(
+    "You take a max_norm of 0 for no limit at all. 0.0 counts as false in an `if`, and yet it is a "
+    "number: the formula gives a factor for it like for any other."
+)
+def limit_of_zero_ignored(parameters, max_norm):
+    return rescale(parameters, max_norm or float("inf"))
 
 
 @clip_gradients.misconception(

@@ -1,5 +1,7 @@
 """Who decays: a question about modules and dimensions, not about names."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -14,13 +16,13 @@ def decay_parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     Return [{"params": [...], "weight_decay": weight_decay}, {"params": [...], "weight_decay": 0.0}]
     where "params" are lists of the model's own parameters, in any order; either may be empty.
 
-    Every trainable parameter (requires_grad) is in the groups exactly once, a tied one too. Frozen
-    parameters are in neither.
+    Every trainable parameter (requires_grad) is in the groups exactly once, also one that several
+    modules share. Frozen parameters are in neither.
 
     Second group: parameters with fewer than 2 dimensions, and, whatever their shape, the direct
     parameters of LayerNorm, GroupNorm, RMSNorm, BatchNorm1d, 2d, 3d and InstanceNorm1d, 2d, 3d and
-    of their subclasses, at any depth of the model. First group: all others. No parameter is tied
-    between a normalization and another layer. The model is not modified.
+    of their subclasses, at any depth of the model. First group: all others. Normalizations share
+    parameters with each other only. The model is not modified.
     """
     norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
     norms += (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -50,21 +52,27 @@ NORMS = (
 
 
 def by_names(implementation, draw, model):
-    """The groups for a model, the parameters given by their names in it, in order of name."""
+    """The groups for a model, their parameters as one text of names, and the model afterwards.
+
+    With random=True a case shows these names in place of the tensors of the call.
+    """
     model.to(draw.device)
     groups = implementation(model, draw.number(0.05, 0.5))
-    if not isinstance(groups, list):
-        return groups
     names = {id(p): name for name, p in model.named_parameters()}
-    named = []
-    for group in groups:
-        if isinstance(group, dict) and isinstance(group.get("params"), list):
-            found = [names.get(id(p), f"another {type(p).__name__}") for p in group["params"]]
-            group = group | {"params": sorted(found)}
-            if group.get("weight_decay") == 0:
-                group["weight_decay"] = 0.0  # 0 will do
-        named.append(group)
-    return named
+    named = [in_words(group, names) for group in groups] if isinstance(groups, list) else groups
+    return {"groups": named, "model": model}
+
+
+def in_words(group, names):
+    """A group whose params are one text, such as "list: 0.bias, 0.weight", in order of name."""
+    if not isinstance(group, dict) or not isinstance(group.get("params"), Iterable):
+        return group
+    params = group["params"]
+    found = sorted(names.get(id(p), f"another {type(p).__name__}") for p in params)
+    group = group | {"params": f"{type(params).__name__}: {', '.join(found) or 'empty'}"}
+    if group.get("weight_decay") == 0:
+        group["weight_decay"] = 0.0  # 0 will do
+    return group
 
 
 class NormFree(nn.Linear):
@@ -86,28 +94,28 @@ class Classifier(nn.Module):
         super().__init__()
         self.unnormalize = nn.Linear(2, width, bias=False)
         self.body = nn.Sequential(nn.Linear(width, 3), nn.LayerNorm((2, 3)), nn.Tanh())
-        self.normal_head = NormFree(3, 1)
+        self.normal_head = NormFree(3, 2)
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def a_plain_network(implementation, draw):
     first, second = draw.sizes(2)
     model = nn.Sequential(nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 2))
     return by_names(implementation, draw, model)
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def names_that_mislead(implementation, draw):
     return by_names(implementation, draw, Classifier(draw.whole(2, 4)))
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def a_norm_with_two_dimensions_deep_inside(implementation, draw):
     block = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.LayerNorm((2, 3)), nn.Tanh()))
     return by_names(implementation, draw, nn.ModuleDict({"block": block}))
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def every_kind_of_norm_with_weights_of_two_dimensions(implementation, draw):
     sizes = [((2, 3),), (2, 4), ((2, 3),)] + [(2,)] * 3 + [(2, 1e-5, 0.1, True)] * 3
     norms = [norm(*size) for norm, size in zip(NORMS, sizes, strict=True)]
@@ -116,7 +124,7 @@ def every_kind_of_norm_with_weights_of_two_dimensions(implementation, draw):
     return by_names(implementation, draw, nn.ModuleList(norms))
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def a_tied_embedding(implementation, draw):
     words, width = draw.sizes(2)
     model = nn.ModuleDict({"embed": nn.Embedding(words, width), "out": nn.Linear(width, words)})
@@ -124,19 +132,26 @@ def a_tied_embedding(implementation, draw):
     return by_names(implementation, draw, model)
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
+def two_norms_that_share_a_weight(implementation, draw):
+    model = nn.Sequential(nn.LayerNorm((2, 3)), nn.Linear(3, 3), nn.LayerNorm((2, 3)))
+    model[2].weight = model[0].weight
+    return by_names(implementation, draw, model)
+
+
+@decay_parameter_groups.case(random=True)
 def a_subclass_of_a_norm(implementation, draw):
     model = nn.Sequential(nn.Linear(3, 3), Gated(*draw.sizes(2)))
     return by_names(implementation, draw, model)
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def the_same_model_twice(implementation, draw):
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
     return [by_names(implementation, draw, model) for _ in range(2)]
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def frozen_parameters(implementation, draw):
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
@@ -145,7 +160,7 @@ def frozen_parameters(implementation, draw):
     return by_names(implementation, draw, model)
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def parameters_of_the_model_itself(implementation, draw):
     model = nn.Conv2d(2, 3, 2)
     model.scale = nn.Parameter(torch.ones(()))
@@ -153,13 +168,13 @@ def parameters_of_the_model_itself(implementation, draw):
     return by_names(implementation, draw, model)
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def a_model_that_is_a_norm_and_one_without_parameters(implementation, draw):
     models = nn.LayerNorm((2, 3)), nn.Sequential(nn.ReLU(), nn.Flatten())
     return [by_names(implementation, draw, model) for model in models]
 
 
-@decay_parameter_groups.case
+@decay_parameter_groups.case(random=True)
 def a_step_of_AdamW_with_the_groups(implementation, draw):
     model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)).to(draw.device)
     groups = implementation(model, 0.5)

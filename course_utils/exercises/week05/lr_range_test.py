@@ -25,7 +25,8 @@ def lr_range_test(
     Step k = 0, 1, ... uses the rate lr_min * (lr_max / lr_min) ** (k / (num_steps - 1)) and batch
     k modulo len(batches), in train mode. Its loss is recorded before its update, which uses the
     gradient of this step alone. If the loss is not finite or exceeds diverge_factor times the
-    smallest loss recorded so far, this one included, stop after recording it.
+    smallest loss recorded so far, this one included (for negative losses it matters), stop after
+    recording it.
 
     Afterwards parameters and buffers equal their start exactly, every .grad is None, and the
     training flag is what it was. Return (lrs, losses), lists of Python floats of equal length.
@@ -137,6 +138,17 @@ def a_loss_exactly_at_the_limit(implementation, draw):
         return height + 0 * output.sum()
 
     return sweep(implementation, model, always_the_same, batches, **settings)
+
+
+@lr_range_test.case
+def a_negative_loss(implementation, draw):
+    # The first one exceeds diverge_factor times itself.
+    model, batches, depth = make_model(draw, 2), make_batches(draw, 2, 1), draw.number(1.0, 3.0)
+
+    def below_zero(output, target):
+        return 0 * output.sum() - depth
+
+    return sweep(implementation, model, below_zero, batches, num_steps=3)
 
 
 @lr_range_test.case
@@ -457,6 +469,20 @@ def compares_with_the_loss_before(
     def stop(losses):
         before = losses[-2] if len(losses) > 1 else math.inf
         return not math.isfinite(losses[-1]) or losses[-1] > diverge_factor * before
+
+    return probe(model, loss_fn, batches, lr_min, lr_max, num_steps, diverge_factor, stop=stop)
+
+
+@lr_range_test.misconception(
+    "You compare each loss with the smallest of those before it. The loss itself belongs to them: "
+    "for a negative one that makes a difference, since it is larger than its own multiple."
+)
+def smallest_loss_without_this_one(
+    model, loss_fn, batches, lr_min=1e-6, lr_max=10.0, num_steps=100, diverge_factor=4.0
+):
+    def stop(losses):
+        best = min(losses[:-1], default=math.inf)
+        return not math.isfinite(losses[-1]) or losses[-1] > diverge_factor * best
 
     return probe(model, loss_fn, batches, lr_min, lr_max, num_steps, diverge_factor, stop=stop)
 

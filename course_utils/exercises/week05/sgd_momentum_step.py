@@ -24,7 +24,8 @@ def sgd_momentum_step(
     param -= lr * (d + momentum * v if nesterov else v)
 
     Store v in the slot velocities[i], for every momentum including 0, in memory that the gradient
-    does not share. Where grads[i] is None, leave param and velocities[i] as they are.
+    does not share. Where grads[i] is None, leave param and velocities[i] as they are. A gradient of
+    0 is a gradient like any other.
 
     Parameters may be leaves that require grad: they stay the same tensors and the same leaves, in
     the memory they have, and no graph is recorded. Gradients are not modified. Return None. Do
@@ -124,6 +125,17 @@ def velocities_from_a_run_before(implementation, draw):
 
 
 @sgd_momentum_step.case
+def gradients_of_zero_after_others(implementation, draw):
+    params, gradients = scene(draw, (2, 3), (3,))
+    velocities = [velocity.clone() for velocity in gradients()]
+    grads = gradients()
+    grads[0].zero_()
+    grads[1][1] = 0
+    implementation(params, grads, velocities, lr=0.2, momentum=0.6, weight_decay=0.5)
+    return {"params": params, "velocities": velocities}
+
+
+@sgd_momentum_step.case
 def leaves_that_require_grad(implementation, draw):
     params, gradients = scene(draw)
     params = [param.requires_grad_() for param in params]
@@ -215,6 +227,17 @@ def none_treated_as_zero(
     params, grads, velocities, lr, momentum=0.9, weight_decay=0.0, nesterov=False
 ):
     grads = [torch.zeros_like(p) if g is None else g for p, g in zip(params, grads, strict=True)]
+    sgd_momentum_step.reference(params, grads, velocities, lr, momentum, weight_decay, nesterov)
+
+
+@sgd_momentum_step.misconception(
+    "You do nothing when all of a gradient is 0. A gradient of zero is a gradient: the velocity "
+    "shrinks, the parameter coasts on it and decays. Only None takes no part."
+)
+def gradients_of_zero_skipped(
+    params, grads, velocities, lr, momentum=0.9, weight_decay=0.0, nesterov=False
+):
+    grads = [g if g is not None and g.any() else None for g in grads]
     sgd_momentum_step.reference(params, grads, velocities, lr, momentum, weight_decay, nesterov)
 
 

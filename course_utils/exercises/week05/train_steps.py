@@ -20,11 +20,13 @@ def train_steps(
 ) -> tuple[list[float], list[float], list[float]]:
     """One pass over batches, anything that yields (x, y); return (losses, norms, lrs).
 
-    The model is set to train mode. For each batch there is one update. It uses the gradient of
-    this batch alone, whatever .grad held before, clipped by global norm to max_norm.
+    The model is set to train mode and left there. For each batch there is one update. It uses the
+    gradient of this batch alone, whatever .grad held before, clipped by global norm to max_norm,
+    which may be 0. A parameter that takes no part in the loss of a batch is skipped: no decay.
 
     The three lists hold Python floats, one for each batch: the loss before the update, the norm of
-    the gradient before clipping, and the rate this update used (that of param_groups[0]).
+    the gradient before clipping, and the rate this update used (that of param_groups[0], which may
+    be an int).
 
     scheduler, if given, is stepped once for each batch, after the optimizer. What .grad holds
     afterwards is free. optimizer holds all parameters of model.
@@ -38,7 +40,7 @@ def train_steps(
         norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         losses.append(loss.item())
         norms.append(norm.item())
-        lrs.append(optimizer.param_groups[0]["lr"])
+        lrs.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
@@ -78,10 +80,17 @@ def a_tight_limit(implementation, draw):
 
 
 @train_steps.case
-def a_limit_that_is_never_reached(implementation, draw):
+def a_limit_that_is_never_reached_and_one_of_zero(implementation, draw):
+    inputs = draw.whole(2, 4)
+    model, batches = make_model(draw, inputs), make_batches(draw, inputs, 1)
+    return [train(implementation, draw, model, batches, max_norm=limit) for limit in (1000.0, 0.0)]
+
+
+@train_steps.case
+def a_rate_given_as_an_int(implementation, draw):
     inputs = draw.whole(2, 4)
     batches = make_batches(draw, inputs, 1)
-    return train(implementation, draw, make_model(draw, inputs), batches, max_norm=1000.0)
+    return train(implementation, draw, make_model(draw, inputs), batches, max_norm=0.5, lr=1)
 
 
 @train_steps.case
@@ -91,6 +100,15 @@ def gradients_left_from_before(implementation, draw):
     for parameter in model.parameters():
         parameter.grad = 5 * draw.normal(*parameter.shape)
     return train(implementation, draw, model, make_batches(draw, inputs, 1))
+
+
+@train_steps.case
+def a_parameter_that_takes_no_part_under_decay(implementation, draw):
+    inputs = draw.whole(2, 4)
+    model = make_model(draw, inputs)
+    model[0].unused = nn.Parameter(draw.normal(3))
+    model[0].unused.grad = draw.normal(3)
+    return train(implementation, draw, model, make_batches(draw, inputs, 1), weight_decay=0.5)
 
 
 @train_steps.case
@@ -110,8 +128,9 @@ def a_scheduler(implementation, draw):
 @train_steps.case
 def two_groups_of_parameters(implementation, draw):
     inputs = draw.whole(2, 4)
-    model, batches = make_model(draw, inputs), make_batches(draw, inputs, 2)
-    groups = [{"params": [model[0].weight]}, {"params": [model[0].bias], "lr": 0.01}]
+    model = nn.Sequential(nn.Linear(inputs, 2), nn.Linear(2, 1)).to(draw.device)
+    batches = make_batches(draw, inputs, 2)
+    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.01}]
     return train(implementation, draw, model, batches, groups=groups, max_norm=0.5)
 
 
@@ -157,7 +176,7 @@ def loop(model, optimizer, batches, loss_fn, max_norm, scheduler, order, *, numb
             elif word == "step":
                 optimizer.step()
             elif word == "rate":
-                lrs.append(optimizer.param_groups[0]["lr"])
+                lrs.append(float(optimizer.param_groups[0]["lr"]))
             elif scheduler is not None:
                 scheduler.step()
         losses.append(number(loss.detach()))
@@ -239,11 +258,73 @@ def first_group_clipped_alone(model, optimizer, batches, loss_fn, max_norm, sche
         norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
         losses.append(loss.item())
         norms.append(norm.item())
-        lrs.append(optimizer.param_groups[0]["lr"])
+        lrs.append(float(optimizer.param_groups[0]["lr"]))
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
     return losses, norms, lrs
+
+
+@train_steps.misconception(
+    "You clip each group of the optimizer by a norm of its own, so the balance between the groups "
+    "is lost. There is one norm for all parameters of the model, whatever group they are in."
+)
+def clipped_group_by_group(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
+    real = nn.utils.clip_grad_norm_
+
+    def apart(parameters, limit):
+        norms = [real(group["params"], limit) for group in optimizer.param_groups]
+        return torch.stack(norms).norm()
+
+    nn.utils.clip_grad_norm_ = apart
+    try:
+        return train_steps.reference(model, optimizer, batches, loss_fn, max_norm, scheduler)
+    finally:
+        nn.utils.clip_grad_norm_ = real
+
+
+@train_steps.misconception(
+    "You fill the gradients with zeros. A gradient of zero is a gradient: a parameter that takes "
+    "no part in the loss is then updated all the same, by decay or old momentum. The optimizer "
+    "skips only what has no gradient at all."
+)
+def gradients_filled_with_zeros(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
+    optimizer.zero_grad = lambda: type(optimizer).zero_grad(optimizer, set_to_none=False)
+    try:
+        return train_steps.reference(model, optimizer, batches, loss_fn, max_norm, scheduler)
+    finally:
+        del optimizer.zero_grad
+
+
+@train_steps.misconception(
+    "You list the rate as you find it. It may stand in the group as an int, and the lists are to "
+    "hold Python floats."
+)
+def rates_as_they_stand(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
+    found = []
+    step = optimizer.step
+
+    def note_and_step():
+        found.append(optimizer.param_groups[0]["lr"])
+        return step()
+
+    optimizer.step = note_and_step
+    try:
+        losses, norms, _ = train_steps.reference(
+            model, optimizer, batches, loss_fn, max_norm, scheduler
+        )
+    finally:
+        optimizer.step = step
+    return losses, norms, found
+
+
+@train_steps.misconception(
+    "You take a max_norm of 0 for no limit at all. 0.0 counts as false in an `if`, and yet it is a "
+    "limit: it lets nothing of the gradient through."
+)
+def limit_of_zero_ignored(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
+    limit = max_norm or float("inf")
+    return train_steps.reference(model, optimizer, batches, loss_fn, limit, scheduler)
 
 
 @train_steps.misconception(
@@ -298,6 +379,17 @@ def mode_left_alone(model, optimizer, batches, loss_fn, max_norm, scheduler=None
     finally:
         del model.train
     assert model.training is mode and callable(real)
+    return result
+
+
+@train_steps.misconception(
+    "You train in train mode and put the model back into the mode it came in. The task asks for it "
+    "to be left in train mode, whatever it was before."
+)
+def mode_put_back(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
+    mode = model.training
+    result = train_steps.reference(model, optimizer, batches, loss_fn, max_norm, scheduler)
+    model.train(mode)
     return result
 
 

@@ -16,8 +16,8 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, min_ratio: flo
     q = (step - warmup_steps) / (total_steps - warmup_steps), but never more than 1:
     min_ratio + (1 - min_ratio) * (1 + cos(pi * q)) / 2. So it is min_ratio from total_steps on.
 
-    Return a Python float. Raise ValueError if warmup_steps is negative, total_steps is not larger
-    than warmup_steps, or min_ratio is not between 0 and 1, both included.
+    Return a Python float. At any step, raise ValueError if warmup_steps is negative, total_steps is
+    not larger than warmup_steps, or min_ratio is not between 0 and 1, both included (nan is not).
     """
     if warmup_steps < 0 or total_steps <= warmup_steps:
         raise ValueError(f"{warmup_steps} warm-up steps do not fit into {total_steps} steps")
@@ -99,6 +99,7 @@ def a_min_ratio_out_of_range(implementation, draw):
     return [
         attempt(implementation, total, 2, total, -0.1),
         attempt(implementation, 0, 2, total, 1.1),
+        attempt(implementation, total, 2, total, math.nan),
     ]
 
 
@@ -293,6 +294,27 @@ def lengths_not_checked(step, warmup_steps, total_steps, min_ratio=0.0):
 def no_room_for_the_cosine(step, warmup_steps, total_steps, min_ratio=0.0):
     if total_steps == warmup_steps > 0 and 0 <= min_ratio <= 1:
         return min_ratio if step >= warmup_steps else (step + 1) / warmup_steps
+    return warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio)
+
+
+@warmup_cosine.misconception(
+    "Within the warm-up nothing is checked: your function returns before it looks at its "
+    "arguments. A schedule that cannot work is to be refused at its first step, not in the middle "
+    "of a run."
+)
+def checked_after_the_warmup(step, warmup_steps, total_steps, min_ratio=0.0):
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio)
+
+
+@warmup_cosine.misconception(
+    "A min_ratio of nan goes through. Each comparison with nan is false, so it is neither below 0 "
+    "nor above 1, and it is not between them either. Ask what has to be true."
+)
+def nan_as_a_floor(step, warmup_steps, total_steps, min_ratio=0.0):
+    if min_ratio != min_ratio:
+        return min_ratio
     return warmup_cosine.reference(step, warmup_steps, total_steps, min_ratio)
 
 
