@@ -84,6 +84,9 @@ class DynamicLossScaler:
         self.finite = None
 
 
+READ = "current_scale", "growth_tracker"
+
+
 def groups(draw, **settings):
     """Three parameters in two groups, of which the second learns faster, and their optimizer."""
     params = [draw.normal(size, requires_grad=True) for size in draw.sizes(3)]
@@ -102,7 +105,7 @@ def fill(draw, params, scale, bad=None, value=math.inf):
 
 def state(scaler):
     """The two attributes to be read."""
-    return observe([getattr(scaler, name, None) for name in ("current_scale", "growth_tracker")])
+    return observe({name: getattr(scaler, name, None) for name in READ})
 
 
 def momenta(params, optimizer):
@@ -114,46 +117,33 @@ def walk(scaler, draw, outcomes):
     """Scale and tracker after each iteration; outcomes: 1 good, 0 inf, -1 NaN."""
     param = draw.normal(2, requires_grad=True)
     optimizer = torch.optim.SGD([param], lr=0.1)
-    seen = []
-    for outcome in outcomes:
+    seen = {}
+    for number, outcome in enumerate(outcomes, start=1):
         param.grad = draw.normal(2)
         if outcome < 1:
             param.grad[1] = math.nan if outcome else -math.inf
         stepped = scaler.step(optimizer)
         scaler.update()
-        seen.append(
-            [stepped, *[getattr(scaler, n, None) for n in ("current_scale", "growth_tracker")]]
-        )
+        kind = {1: "finite", 0: "-inf", -1: "NaN"}[outcome]
+        seen[f"iteration {number}, {kind}"] = {"step": stepped} | {
+            n: getattr(scaler, n, None) for n in READ
+        }
     return seen
 
 
 @DynamicLossScaler.case
 def as_it_is_made(implementation, draw):
+    other = state(implementation(draw.number(2, 9)))
     scaler = implementation()
     wrapped = any(base.__name__ == "GradScaler" for base in type(scaler).__mro__)
     parameters = inspect.signature(type(scaler)).parameters.items()
     defaults = {name: parameter.default for name, parameter in parameters}
-    return [state(scaler), state(implementation(draw.number(2, 9))), wrapped, defaults]
-
-
-@DynamicLossScaler.case
-def two_scalers_side_by_side(implementation, draw):
-    first, second = implementation(4.0), implementation(32.0)
-    params, optimizer = groups(draw)
-    fill(draw, params, 4.0, bad=0)
-    seen = [first.step(optimizer), attempt(second.update)]
-    fill(draw, params, 32.0)
-    seen += [attempt(second.step, optimizer), attempt(second.update), attempt(first.update)]
-    return [*seen, params, state(first), state(second)]
-
-
-@DynamicLossScaler.case
-def large_gradients_that_are_finite(implementation, draw):
-    scaler, param = implementation(2.0), draw.normal(6, requires_grad=True)
-    param.grad = 3e38 * draw.uniform(6, low=0.9, high=1.0)
-    result = scaler.step(torch.optim.SGD([param], lr=1e-38))
-    scaler.update()
-    return [result, param, state(scaler)]
+    return {
+        "by default": state(scaler),
+        "with another init_scale": other,
+        "a GradScaler": wrapped,
+        "defaults": defaults,
+    }
 
 
 @DynamicLossScaler.case
@@ -168,7 +158,11 @@ def losses_of_each_dtype(implementation, draw):
         if found is not None and dtype is torch.float16:
             found = None  # beyond the range of the parameter, which is no case for scaling
         unchanged = torch.equal(before.values, loss.detach())
-        seen[str(dtype)] = [scaled / 65536, found, unchanged]
+        seen[str(dtype)] = {
+            "scaled loss / 65536": scaled / 65536,
+            "gradient": found,
+            "the loss is what it was": unchanged,
+        }
     return seen
 
 
@@ -178,37 +172,51 @@ def a_good_step(implementation, draw):
     scaler, (params, optimizer) = implementation(scale), groups(draw)
     fill(draw, params, scale)
     result = scaler.step(optimizer)
-    return [result, params, momenta(params, optimizer)]
+    return {"step": result, "parameters": params, "momenta": momenta(params, optimizer)}
 
 
 @DynamicLossScaler.case
 def gradients_after_unscaling(implementation, draw):
     scale = 2.0 ** draw.whole(3, 9)
     scaler, (params, optimizer) = implementation(scale), groups(draw)
-    fill(draw, params, scale, bad=draw.whole(0, 1))
+    fill(draw, params, scale, bad=0)  # the first of two in its group: those after it count too
+    params[2].requires_grad_(False)  # after its backward
     held = [param.grad for param in params]
     result = scaler.unscale_(optimizer)
-    return [result, held, [param.grad is grad for param, grad in zip(params, held, strict=True)]]
+    same = [param.grad is grad for param, grad in zip(params, held, strict=True)]
+    return {"unscale_": result, "gradients": held, "the same tensors": same}
 
 
 @DynamicLossScaler.case
 def inf_in_the_second_group(implementation, draw):
     scaler, (params, optimizer) = implementation(8.0), groups(draw)
-    fill(draw, params, 8.0, bad=2, value=draw.choice([math.inf, -math.inf]))
-    result = scaler.step(optimizer)
+    fill(draw, params, 8.0, bad=2)
+    seen = {"step": scaler.step(optimizer)}
     scaler.update()
-    return [result, params, momenta(params, optimizer), state(scaler)]
+    seen |= {"parameters": params, "momenta": momenta(params, optimizer)}
+    return seen | {"afterwards": state(scaler)}
 
 
 @DynamicLossScaler.case
 def NaN_in_the_first_group(implementation, draw):
     scaler, (params, optimizer) = implementation(8.0, 2.0, 0.25), groups(draw)
-    seen = []
-    for bad in (None, 0):
+    seen = {}
+    for bad, what in ((None, "finite"), (0, "NaN")):
         fill(draw, params, scaler.current_scale, bad=bad, value=math.nan)
-        seen.append(scaler.step(optimizer))
+        seen[f"step, {what}"] = scaler.step(optimizer)
         scaler.update()
-    return [seen, params, momenta(params, optimizer), state(scaler)]
+    seen |= {"parameters": params, "momenta": momenta(params, optimizer)}
+    return seen | {"afterwards": state(scaler)}
+
+
+@DynamicLossScaler.case
+def large_gradients_that_are_finite(implementation, draw):
+    scaler, param = implementation(2.0), draw.normal(6, requires_grad=True)
+    optimizer = torch.optim.SGD([param], lr=1e-38)
+    param.grad = 3e38 * draw.uniform(6, low=0.9, high=1.0)
+    seen = {"step": scaler.step(optimizer)}
+    scaler.update()
+    return seen | {"parameter": param, "afterwards": state(scaler)}
 
 
 @DynamicLossScaler.case
@@ -217,7 +225,8 @@ def a_parameter_without_a_gradient(implementation, draw):
     fill(draw, params, 4.0)
     params[0].grad = None
     result = attempt(scaler.step, optimizer)
-    return [result, params, [param.grad is None for param in params]]
+    without = [param.grad is None for param in params]
+    return {"step": result, "parameters": params, "without a gradient": without}
 
 
 @DynamicLossScaler.case
@@ -232,7 +241,13 @@ def unscaled_by_hand_and_clipped(implementation, draw):
     scaler.update()
     fill(draw, params, 1024.0)
     again = attempt(scaler.step, optimizer)
-    return [result, again, before, params, state(scaler)]
+    return {
+        "parameters before the step": before,
+        "step after unscale_": result,
+        "step of the next iteration": again,
+        "parameters": params,
+        "scaler": state(scaler),
+    }
 
 
 @DynamicLossScaler.case
@@ -242,9 +257,10 @@ def an_overflow_found_by_hand(implementation, draw):
     scaler.unscale_(optimizer)
     for param in params:
         param.grad.nan_to_num_(0.0, 0.0, 0.0)
-    result = scaler.step(optimizer)
+    seen = {"step": scaler.step(optimizer)}
     scaler.update()
-    return [result, params, state(scaler)]
+    gradients = [param.grad for param in params]
+    return seen | {"parameters": params, "gradients": gradients, "afterwards": state(scaler)}
 
 
 @DynamicLossScaler.case
@@ -263,15 +279,15 @@ def an_overflow_restarts_the_count(implementation, draw):
 @DynamicLossScaler.case
 def the_scale_changes_in_update_alone(implementation, draw):
     scaler, (params, optimizer) = implementation(16.0, growth_interval=1), groups(draw)
-    seen = []
-    for bad in (1, None):
+    seen = {}
+    for bad, what in ((1, "inf"), (None, "finite")):
         fill(draw, params, 16.0, bad=bad)
         scaler.unscale_(optimizer)
-        seen.append(state(scaler))
+        seen[f"{what}, after unscale_"] = state(scaler)
         scaler.step(optimizer)
-        seen.append(state(scaler))
+        seen[f"{what}, after step"] = state(scaler)
         scaler.update()
-        seen.append(state(scaler))
+        seen[f"{what}, after update"] = state(scaler)
     return seen
 
 
@@ -279,10 +295,35 @@ def the_scale_changes_in_update_alone(implementation, draw):
 def calls_that_do_not_fit(implementation, draw):
     scaler, (params, optimizer) = implementation(4.0), groups(draw)
     fill(draw, params, 4.0)
-    seen = [attempt(scaler.update), attempt(scaler.unscale_, optimizer)]
-    seen += [attempt(scaler.unscale_, optimizer), observe([param.grad for param in params])]
-    seen += [attempt(scaler.update), attempt(scaler.update), attempt(scaler.step, optimizer)]
-    return [*seen, attempt(scaler.unscale_, optimizer), state(scaler)]
+    seen = {
+        "update before anything": attempt(scaler.update),
+        "unscale_": attempt(scaler.unscale_, optimizer),
+        "a second unscale_": attempt(scaler.unscale_, optimizer),
+        "gradients": observe([param.grad for param in params]),
+        "update after unscale_": attempt(scaler.update),
+        "a second update": attempt(scaler.update),
+        "step": attempt(scaler.step, optimizer),
+        "unscale_ after step": attempt(scaler.unscale_, optimizer),
+    }
+    return seen | {"at the end": state(scaler)}
+
+
+@DynamicLossScaler.case
+def two_scalers_side_by_side(implementation, draw):
+    first, second = implementation(4.0), implementation(32.0)
+    params, optimizer = groups(draw)
+    fill(draw, params, 4.0, bad=0)
+    seen = {
+        "first.step with an inf": first.step(optimizer),
+        "second.update before any step": attempt(second.update),
+    }
+    fill(draw, params, 32.0)
+    seen |= {
+        "second.step with finite gradients": attempt(second.step, optimizer),
+        "second.update": attempt(second.update),
+        "first.update": attempt(first.update),
+    }
+    return seen | {"parameters": params, "first": state(first), "second": state(second)}
 
 
 def gradients_of(optimizer):
@@ -365,6 +406,16 @@ class only_NaN_tested(DynamicLossScaler.reference):
 
 
 @DynamicLossScaler.misconception(
+    "-inf goes unnoticed. Gradients overflow to both sides; ask whether the values are finite."
+)
+class negative_inf_overlooked(DynamicLossScaler.reference):
+    def unscale_(self, optimizer):
+        super().unscale_(optimizer)
+        grads = gradients_of(optimizer)
+        self.finite = not any(((grad == math.inf) | grad.isnan()).any() for grad in grads)
+
+
+@DynamicLossScaler.misconception(
     "Only the first parameter group is unscaled and checked. Groups exist so that parameters can "
     "have different settings; all of them have gradients."
 )
@@ -376,6 +427,21 @@ class only_the_first_group(DynamicLossScaler.reference):
             super().unscale_(optimizer)
         finally:
             optimizer.param_groups = kept
+
+
+@DynamicLossScaler.misconception(
+    "You pass over parameters that do not require a gradient. One that was frozen after its "
+    "backward still holds a gradient, and it keeps the scale; look at .grad alone."
+)
+class only_trainable_parameters(DynamicLossScaler.reference):
+    def unscale_(self, optimizer):
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        kept = [(param, param.grad) for param in params if not param.requires_grad]
+        for param, _ in kept:
+            param.grad = None
+        super().unscale_(optimizer)
+        for param, grad in kept:
+            param.grad = grad
 
 
 @DynamicLossScaler.misconception(
@@ -413,6 +479,21 @@ class stops_at_the_first_overflow(DynamicLossScaler.reference):
         bad = [place for place, grad in enumerate(grads) if not grad.isfinite().all()]
         for place in range(bad[0] + 1 if bad else len(grads), len(grads)):
             grads[place].copy_(saved[place])
+
+
+@DynamicLossScaler.misconception(
+    "At a bad gradient you leave the loop over its group, and those after it in the group keep the "
+    "scale. Go through all of them: whoever logs or clips them expects one unit."
+)
+class leaves_the_group_at_an_overflow(DynamicLossScaler.reference):
+    def unscale_(self, optimizer):
+        super().unscale_(optimizer)
+        for group in optimizer.param_groups:
+            bad = False
+            for param in group["params"]:
+                if param.grad is not None:
+                    param.grad *= self.current_scale if bad else 1
+                    bad = bad or not param.grad.isfinite().all()
 
 
 @DynamicLossScaler.misconception(
@@ -522,6 +603,16 @@ class tracker_starts_at_one(DynamicLossScaler.reference):
 
 
 @DynamicLossScaler.misconception(
+    "The scale does not grow when growth_interval good steps are done. A number of your own, such "
+    "as 2000, stands where the one that was passed belongs."
+)
+class growth_interval_fixed(DynamicLossScaler.reference):
+    def __init__(self, init_scale=65536.0, growth_factor=2.0, backoff_factor=0.5,
+                 growth_interval=2000):  # fmt: skip
+        super().__init__(init_scale, growth_factor, backoff_factor)
+
+
+@DynamicLossScaler.misconception(
     "The scale grows one good step late. It grows when the tracker reaches growth_interval, not "
     "when it exceeds it."
 )
@@ -601,8 +692,8 @@ class backs_off_in_step(DynamicLossScaler.reference):
 
 
 @DynamicLossScaler.misconception(
-    "A 16-bit loss is multiplied in its own dtype. In float16 a loss of 3 times 65536 is inf "
-    "before anything else happens; go to float32 first."
+    "The scaled loss of a 16-bit loss has 16 bits as well. In float16 a loss of 3 times 65536 is "
+    "inf before backward begins; the task asks for float32."
 )
 class loss_scaled_in_its_own_dtype(DynamicLossScaler.reference):
     def scale(self, loss):

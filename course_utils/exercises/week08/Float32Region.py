@@ -19,8 +19,8 @@ class Float32Region(nn.Module):
     Float32Region(inner: nn.Module); forward(*args) returns inner(*args), where float16 and
     bfloat16 tensors among the arguments are first converted to float32, differentiably, and
     autocast is disabled for the device type of the tensors while inner runs. All other arguments
-    (float32, float64, integer and bool tensors, Python values) are passed on unchanged. The result
-    is returned as inner gives it.
+    (float32, float64, integer and bool tensors, Python values, lists whatever they hold) are passed
+    on unchanged. The result is returned as inner gives it.
 
     inner is registered as the attribute `inner`, and its weights are not modified. Afterwards, also
     after an exception, the caller's autocast state is what it was.
@@ -219,7 +219,7 @@ def arguments_that_are_not_to_be_touched(implementation, draw):
     inner = Witness(draw.device)
     args = (3, "mean", draw.normal(2).bfloat16(), draw.integers(0, 5, 3), draw.normal(3) > 0,
             draw.normal(2), draw.normal(2, dtype=torch.float64), None,
-            draw.integers(0, 5, 2, dtype=torch.int16))  # fmt: skip
+            draw.integers(0, 5, 2, dtype=torch.int16), [draw.normal(2).bfloat16()])  # fmt: skip
     with autocast(draw):
         error = attempt(implementation(inner), *args)
     passed_on = [mine is given for mine, given in zip(inner.given, args, strict=False)]
@@ -415,6 +415,19 @@ class only_bfloat16_converted(Float32Region.reference):
             arg.float() if is_narrow(arg) and arg.dtype is torch.bfloat16 else arg for arg in args
         ]
         with torch.autocast(device_type(args), enabled=False):
+            return self.inner(*wide)
+
+
+@Float32Region.misconception(
+    "You convert the dtype that autocast is set to. The other 16-bit format can come in as well, "
+    "from another autocast or from none; convert both."
+)
+class only_the_dtype_of_autocast(Float32Region.reference):
+    def forward(self, *args):
+        kind = device_type(args)
+        cast = torch.get_autocast_dtype(kind)
+        wide = [arg.float() if is_narrow(arg) and arg.dtype is cast else arg for arg in args]
+        with torch.autocast(kind, enabled=False):
             return self.inner(*wide)
 
 

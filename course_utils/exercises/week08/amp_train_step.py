@@ -29,12 +29,15 @@ def amp_train_step(
     limited to max_norm. Whether the step is taken is for the scaler to decide: in each call its
     step is called once, whatever the norm is, and then its update once.
 
-    Gradients that are there before the call play no role. Weights stay float32. An overflow raises
-    nothing.
+    Model and loss get x and y as they are. Weights stay float32. Gradients that are there before
+    the call play no role: a parameter that this batch does not use has none, and stays as it is.
+
+    An overflow raises nothing. A scaler that is switched off then steps all the same; whether the
+    weights become inf or NaN is free, and so is what .grad holds after any call.
 
     Return (unscaled loss, unscaled norm before clipping) as Python floats; the norm may be inf or
     NaN. scaler is a torch.amp.GradScaler for the device type of x, enabled or not; optimizer holds
-    all parameters of model. What .grad holds afterwards is free.
+    all parameters of model, in one group or several.
     """
     optimizer.zero_grad()
     with torch.autocast(x.device.type, dtype=dtype):
@@ -74,7 +77,8 @@ class Task:
         self.model.to(device)
         self.x, self.y = draw.normal(batch, inputs).to(device), draw.normal(batch, 1).to(device)
         self.dtype, self.max_norm, self.kind = dtype, max_norm, device.type
-        self.optimizer = torch.optim.SGD(self.model.parameters(), **{"lr": 0.5} | settings)
+        groups = [{"params": layer.parameters()} for layer in (self.model[0], self.model[2])]
+        self.optimizer = torch.optim.SGD(groups, **{"lr": 0.5} | settings)
         self.scaler = NotingScaler(
             device.type, init_scale=scale, growth_interval=2, enabled=enabled
         )
@@ -133,16 +137,26 @@ def a_loss_that_overflows(implementation, draw):
     for enabled in (True, False):
         task = Task(draw, dtype=torch.float16, enabled=enabled)
         task.y = task.y + 1e30
-        seen.append(task.run(implementation) | task.calls())
-    return seen
+        found = task.run(implementation) | task.calls()
+        if not enabled:  # the step is taken, and what it makes of the weights is free
+            weights = found.pop("weights")
+            found["weights are finite"] = all(weight.isfinite().all().item() for weight in weights)
+            for parameter in task.model.parameters():
+                parameter.data.zero_()
+        seen.append(found)
+    return dict(zip(("scaler on", "scaler off"), seen, strict=True))
 
 
 @amp_train_step.case(tolerance=(2e-2, 2e-3))
 def gradients_left_from_before(implementation, draw):
     task = Task(draw, scale=4.0, max_norm=2.0)
+    unused = nn.Parameter(1 + draw.uniform(3))
+    task.model.register_parameter("unused", unused)
+    task.optimizer.add_param_group({"params": [unused], "weight_decay": 0.5})
     for parameter in task.model.parameters():
         parameter.grad = 40 * draw.normal(*parameter.shape)
-    return task.run(implementation, 2)
+    found = task.run(implementation, 2)
+    return found | {"a parameter that is not used": unused}
 
 
 @amp_train_step.case(tolerance=(2e-2, 2e-3))
@@ -164,25 +178,26 @@ def a_loss_with_a_matrix_product(implementation, draw):
         return ((mixed - y) ** 2).mean()
 
     task.loss_fn = loss_fn
-    return [task.run(implementation), seen]
+    return task.run(implementation) | {"dtypes in the loss": seen}
 
 
 @amp_train_step.case(tolerance=(5e-3, 5e-4))
 def what_runs_under_autocast(implementation, draw):
     task = Task(draw, dtype=torch.float16)
     seen = []
+    task.model.register_forward_pre_hook(lambda module, args: seen.append(["x", args[0].dtype]))
 
     def note_backward(grad):
         seen.append(["backward", grad.dtype, torch.is_autocast_enabled(task.kind)])
 
     def loss_fn(out, y):
-        seen.append(["loss", out.dtype, torch.is_autocast_enabled(task.kind)])
+        seen.append(["loss", out.dtype, y.dtype, torch.is_autocast_enabled(task.kind)])
         if out.requires_grad:
             out.register_hook(note_backward)
         return F.mse_loss(out, y)
 
     task.loss_fn = loss_fn
-    return [task.run(implementation), seen]
+    return task.run(implementation) | {"what ran, and its dtypes": seen}
 
 
 @amp_train_step.case(tolerance=(2e-2, 2e-3))
@@ -190,7 +205,7 @@ def on_the_CPU_in_any_case(implementation, draw):
     task = Task(draw, device=torch.device("cpu"))
     seen = []
     task.model[1].register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    return [task.run(implementation), seen]
+    return task.run(implementation) | {"dtypes in the model": seen}
 
 
 ORDER = "clear forward scale unscale clip step update"
@@ -232,6 +247,49 @@ def train(model, x, y, loss_fn, optimizer, scaler, dtype, max_norm, *, order=ORD
         elif word == "update":
             scaler.update()
     return number(loss.detach()), number(norm)
+
+
+@amp_train_step.misconception(
+    "You cast the batch to 16 bits yourself. What autocast would have computed in float32 gets "
+    "rounded inputs, and class indices become nonsense; autocast makes the copies it needs."
+)
+def casts_the_batch(model, x, *rest):
+    return train(model, x.to(rest[-2]), *rest)
+
+
+@amp_train_step.misconception(
+    "The gradients of the first parameter group alone are limited. The total norm is that of all "
+    "parameters: an optimizer can have several groups."
+)
+def clips_the_first_group(*args):
+    optimizer, scaler, max_norm = args[4], args[5], args[-1]
+    loss, _ = train(*args[:-1], math.inf, order="clear forward scale unscale clip")
+    norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    return loss, norm.item()
+
+
+@amp_train_step.misconception(
+    "Your code raises where a parameter has no gradient. Frozen parameters, and those that the "
+    "batch does not use, have None there; pass over them."
+)
+def every_parameter_must_have_a_gradient(*args):
+    loss, norm = train(*args[:-1], math.inf, order="clear forward scale unscale clip")
+    for parameter in args[0].parameters():
+        parameter.grad.mul_(min(1.0, args[-1] / (norm + 1e-6)))
+    args[5].step(args[4])
+    args[5].update()
+    return loss, norm
+
+
+@amp_train_step.misconception(
+    "Old gradients are filled with zeros and stay. A parameter that this batch does not use should "
+    "have none: with zeros the optimizer takes a step on it, and weight decay or momentum move it."
+)
+def old_gradients_become_zeros(*args):
+    args[4].zero_grad(set_to_none=False)
+    return train(*args, order="forward scale unscale clip step update")
 
 
 @amp_train_step.misconception(
@@ -335,8 +393,8 @@ def cleared_after_the_step(*args):
 
 
 @amp_train_step.misconception(
-    "The step is taken with the whole gradient: you clip after the step, or you only measure. "
-    "Limit the gradient between unscale_ and step."
+    "The step is taken with the whole gradient. Either you clip after the step, or you only "
+    "measure; limit the gradient between unscale_ and step."
 )
 def clips_after_the_step(*args):
     return train(*args, order="clear forward scale unscale step clip update")

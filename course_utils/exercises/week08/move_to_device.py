@@ -17,10 +17,10 @@ def move_to_device(batch: Any, device: str | torch.device) -> Any:
     """Return `batch` with every tensor on `device`.
 
     An object with a callable `.to` (a tensor, a PackedSequence, a graph object) becomes
-    obj.to(device), whatever else it is. A dict or a subclass of dict gives a plain dict with the
-    same keys in the same order; a list gives a list; a tuple gives a tuple; a namedtuple gives a
-    namedtuple of the same type. They may be nested to any depth. Everything else (strings,
-    numbers, None, sets, NumPy arrays, ...) is returned as it is.
+    obj.to(device), whatever else it is. A dict gives a plain dict with the same keys in the same
+    order, a list a list, and a tuple a tuple; subclasses of the three count as such and give the
+    plain type too. Only a namedtuple gives a namedtuple of the same type. They may be nested to any
+    depth. Everything else (strings, numbers, None, sets, NumPy arrays, ...) is returned as it is.
 
     The caller's containers are never modified: new ones are built. Dtypes, graph and
     requires_grad survive, and a tensor that is already on the device is returned itself, not a
@@ -40,6 +40,10 @@ def move_to_device(batch: Any, device: str | torch.device) -> Any:
 
 Sample = namedtuple("Sample", ["image", "label"])
 Pair = namedtuple("Pair", ["left", "right"])
+
+
+class Rows(list):
+    """A list of some library."""
 
 
 class Graph:
@@ -107,7 +111,7 @@ def a_nested_batch(implementation, draw):
 @move_to_device.case
 def strings_numbers_and_None(implementation, draw):
     number, name = draw.number(0, 1), draw.choice(["cat", "owl"])
-    inside = [name, number, None, True, b"raw", draw.permutation(2)]
+    inside = [name, number, None, True, b"raw", {1: None, (name, 2): draw.permutation(2)}]
     moved = [implementation(batch, "meta") for batch in (inside, name, None)]
     others = [{1, draw.whole(2, 9)}, np.arange(draw.whole(2, 5)), MappingProxyType({"a": 1})]
     same = implementation(others, "meta")
@@ -123,11 +127,12 @@ def a_namedtuple_in_a_namedtuple(implementation, draw):
 
 
 @move_to_device.case
-def an_OrderedDict_in_a_tuple(implementation, draw):
+def an_OrderedDict_and_a_subclass_of_list(implementation, draw):
     ordered = OrderedDict((key, draw.permutation(draw.whole(2, 5))) for key in ("b", "c", "a"))
-    moved = part(implementation((ordered, "label"), "meta"), 0)
-    order = list(moved) if isinstance(moved, dict) else None
-    return [moved, type(moved).__name__, order]
+    moved = implementation((ordered, Rows([draw.permutation(3)]), torch.Size([2])), "meta")
+    order = list(part(moved, 0)) if isinstance(part(moved, 0), dict) else None
+    types = [type(part(moved, place)).__name__ for place in range(3)]
+    return {"items": moved, "types": types, "order of the keys": order}
 
 
 @move_to_device.case
@@ -139,8 +144,8 @@ def a_packed_sequence(implementation, draw):
 
 @move_to_device.case
 def objects_that_know_how_to_move(implementation, draw):
-    graph, encoding = Graph(draw.whole(3, 9)), Encoding(ids=draw.normal(2))
-    moved = implementation([graph, encoding], "meta")
+    graph, encoding = Graph(draw.whole(3, 9)), Encoding(ids=draw.whole(3, 9))
+    moved = implementation([graph, encoding], "cuda:1")  # they only note where they were sent
     return [facts(part(moved, 0)), facts(part(moved, 1)), vars(graph)]
 
 
@@ -153,7 +158,7 @@ def an_object_whose_to_is_not_a_method(implementation, draw):
 
 @move_to_device.case
 def a_batch_that_is_there_already(implementation, draw):
-    tensor, features = draw.normal(draw.whole(2, 5)), [draw.integers(0, 9, 3)]
+    tensor, features = draw.normal(*draw.sizes(2)).T, [draw.integers(0, 9, 3)]
     batch = {"x": tensor, "features": features, "pair": (tensor, "name")}
     moved = implementation(batch, draw.device)
     same = [part(moved, "x") is tensor, part(moved, "features", 0) is features[0],
@@ -333,7 +338,7 @@ def any_attribute_called_to(batch, device):
 
 
 @move_to_device.misconception(
-    "A subclass of dict comes back as that subclass. The task asks for a plain dict: the "
+    "A subclass of dict or list comes back as that subclass. The task asks for the plain type: the "
     "constructor of a subclass may want something else."
 )
 def subclass_of_dict_kept(batch, device):
@@ -344,8 +349,8 @@ def subclass_of_dict_kept(batch, device):
 
 
 @move_to_device.misconception(
-    "You ask whether the type is exactly dict. Subclasses such as OrderedDict are then returned "
-    "with their tensors where they were."
+    "You ask for one exact type. Subclasses, such as OrderedDict, are then returned with their "
+    "tensors where they were."
 )
 def exactly_dict(batch, device):
     def again(item):
@@ -431,8 +436,8 @@ def detaches(batch, device):
 
 
 @move_to_device.misconception(
-    "When nothing has to move you hand back the caller's own containers. Whoever changes the "
-    "result then changes the batch; build new ones always."
+    "When nothing has to move you hand back a container of the caller. Whoever changes the result "
+    "then changes the batch; build new ones always."
 )
 def hands_back_the_containers(batch, device):
     def again(item):
@@ -444,6 +449,34 @@ def hands_back_the_containers(batch, device):
     if type(batch) is dict and all(batch[key] is moved[key] for key in batch):
         return batch
     return moved
+
+
+@move_to_device.misconception(
+    "When nothing in a list has to move you hand back the caller's own list. Whoever changes the "
+    "result then changes the batch; build a new one always."
+)
+def hands_back_the_lists(batch, device):
+    def again(item):
+        return hands_back_the_lists(item, device)
+
+    moved = moving(batch, device, again)
+    if isinstance(batch, list) and all(a is b for a, b in zip(batch, moved, strict=True)):
+        return batch
+    return moved
+
+
+@move_to_device.misconception(
+    "Entries of a dict are missing in your result. A value of None is an answer too: the result "
+    "has the same keys."
+)
+def drops_what_is_None(batch, device):
+    def again(item):
+        return drops_what_is_None(item, device)
+
+    def without(items):
+        return {key: value for key, value in items.items() if value is not None}
+
+    return moving(batch, device, again, mapping=without)
 
 
 move_to_device.hints(

@@ -11,8 +11,8 @@ def safe_normalize(x: torch.Tensor, dim: int = -1, eps: float = 1e-8) -> torch.T
     """x / max(||x||, eps), with the Euclidean norm along dim, correct for 16-bit inputs too.
 
     x has any float dtype; the result has the same shape and dtype, and x is not modified. For
-    float16 and bfloat16 all intermediate values are float32 and only the result is rounded;
-    float64 stays float64 throughout. Rows of zeros give zeros.
+    float16 and bfloat16 all intermediate values are float32 (or wider) and only the result is
+    rounded; float64 stays float64 throughout. Rows of zeros give zeros, however small eps is.
 
     For float32 and float64 the gradient is that of the formula, and finite everywhere: for rows
     with a norm below eps, the denominator is the constant eps.
@@ -86,7 +86,11 @@ def a_transposed_input_and_a_single_row(implementation, draw):
 def norms_below_eps(implementation, draw):
     signs = draw.normal(4, 3).sign()
     short = signs * draw.uniform(4, 3, low=0.3, high=0.5)
-    return [implementation(1e-8 * short), implementation(0.1 * short, eps=draw.number(0.5, 2))]
+    return {
+        "the default eps": implementation(1e-8 * short),
+        "a large eps": implementation(0.1 * short, eps=draw.number(0.5, 2)),
+        "zeros, eps=1e-23": implementation(0 * short, eps=1e-23),
+    }
 
 
 @safe_normalize.case(tolerance=HALF)
@@ -155,8 +159,8 @@ def bfloat16_left_alone(x, dim=-1, eps=1e-8):
 
 
 @safe_normalize.misconception(
-    "Your denominator has the dtype of the input. In float16 it is rounded before you divide, and "
-    "an eps of 1e-8 is exactly 0 there, so a row of zeros gives 0 / 0. Stay in float32 until the "
+    "Your denominator has the dtype of the input, so 16 bits where the input has: it is rounded "
+    "before you divide, and in float16 an eps of 1e-8 is exactly 0. Stay in float32 until the "
     "quotient is there."
 )
 def eps_in_the_dtype_of_the_input(x, dim=-1, eps=1e-8):
@@ -225,6 +229,15 @@ def eps_under_the_root(x, dim=-1, eps=1e-8):
 def eps_squared_under_the_root(x, dim=-1, eps=1e-8):
     wide = widened(x)
     return (wide / ((wide * wide).sum(dim, keepdim=True) + eps**2).sqrt()).to(x.dtype)
+
+
+@safe_normalize.misconception(
+    "You compare squares: that of the norm, and that of eps. For a small eps its square is exactly "
+    "0 in float32, and a row of zeros gives 0 / 0; the limit belongs to the norm itself."
+)
+def squares_compared(x, dim=-1, eps=1e-8):
+    wide = widened(x)
+    return (wide / (wide * wide).sum(dim, keepdim=True).clamp_min(eps**2).sqrt()).to(x.dtype)
 
 
 @safe_normalize.misconception(

@@ -14,6 +14,8 @@ def state_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     weights count once; frozen ones and non-persistent buffers count. grads: the gradients of these
     parameters that exist now. optimizer: all tensors in the optimizer's per-parameter state that
     exist now, those without dimensions included, whether the parameter belongs to model or not.
+    Python numbers and None in that state count nothing; it holds no tensors inside lists. What is
+    in param_groups, such as a learning rate that is a tensor, is no part of it.
 
     Count the number of elements times the element size, and change nothing. All tensors are dense
     and own their memory.
@@ -88,10 +90,19 @@ def SGD_with_momentum(implementation, draw):
 
 
 @state_bytes.case
-def Adam_with_amsgrad(implementation, draw):
+def Adam_with_amsgrad_and_a_learning_rate_that_is_a_tensor(implementation, draw):
     model = layer(draw)
-    optimizer = torch.optim.Adam(model.parameters(), amsgrad=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=draw.tensor(0.1), amsgrad=True)
     return count(implementation, *trained(model, optimizer))
+
+
+@state_bytes.case
+def an_optimizer_that_counts_in_Python_numbers(implementation, draw):
+    model = layer(draw)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    trained(model, optimizer)
+    optimizer.state[model.bias] |= {"n_iter": draw.whole(1, 9), "prev_loss": None}  # like LBFGS
+    return count(implementation, model, optimizer)
 
 
 @state_bytes.case
@@ -365,6 +376,15 @@ def submodules_left_out(model, optimizer):
         "params": size(own), "buffers": size(model.buffers(recurse=False)),
         "grads": size(p.grad for p in own if p.grad is not None),
     }  # fmt: skip
+
+
+@state_bytes.misconception(
+    "You take every value of the state for a tensor. Some optimizers keep Python numbers or None "
+    "beside them, and those have no elements to count; ask what it is."
+)
+def every_value_is_a_tensor(model, optimizer):
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return state_bytes.reference(model, optimizer) | {"optimizer": size(values)}
 
 
 state_bytes.hints(
