@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from course_utils.cases import gradients
+from course_utils.cases import attempt, gradients
 from course_utils.exercise import exercise
 from course_utils.exercises.week03._modules import named_part, place, registered
 
@@ -18,8 +18,9 @@ class GatedLinearUnit(nn.Module):
     One nn.Linear named proj, with bias, maps to 2 * out_features. The first half of its output is
     the value, the second half the gate; return value * sigmoid(gate).
 
-    Works for any number of leading dimensions, including none, and for an empty batch. All
-    gradients flow, and x is not modified. Do it without F.glu and nn.GLU.
+    Works for any number of leading dimensions, including none, for an empty batch, and for gates
+    as far from 0 as -1000 and 1000. All gradients flow and are finite. x is not modified and need
+    not be contiguous. Do it without F.glu and nn.GLU.
     """
 
     def __init__(self, in_features: int, out_features: int):
@@ -70,8 +71,22 @@ def one_and_three_dimensions_and_an_empty_batch(implementation, draw):
     return {
         "output for one dimension": model(draw.normal(inputs)),
         "output for three dimensions": model(draw.normal(2, steps, inputs)),
+        "output for a transposed input": attempt(
+            model, draw.normal(steps, 2, inputs).transpose(0, 1)
+        ),
         "output for an empty batch": model(draw.normal(0, inputs)),
     }
+
+
+@GatedLinearUnit.case
+def gates_far_from_zero(implementation, draw):
+    model = implementation(1, 2).to(draw.device)
+    weight = torch.cat([draw.uniform(2, low=1, high=2), draw.tensor([-1000.0, 1000.0])])
+    place(model, {"proj.weight": weight[:, None], "proj.bias": torch.zeros(4)})
+    x = draw.tensor([[1.0], [-1.0]], requires_grad=True)
+    output = model(x)
+    found = gradients(output, [x, named_part(model, "proj.weight")], draw.normal(2, 2))
+    return {"1. output": output, "2. gradients of x and proj.weight": found}
 
 
 @GatedLinearUnit.case
@@ -171,6 +186,16 @@ class interleaved(GatedLinearUnit.reference):
     def forward(self, x):
         both = self.proj(x)
         return both[..., 0::2] * torch.sigmoid(both[..., 1::2])
+
+
+@GatedLinearUnit.misconception(
+    "For gates far from 0 an exponential overflows, and inf divided by inf is NaN, in the output "
+    "or in the gradient. Is there a function that takes care of both ends?"
+)
+class sigmoid_by_hand(GatedLinearUnit.reference):
+    def forward(self, x):
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value / (1 + torch.exp(-gate))
 
 
 @GatedLinearUnit.misconception(

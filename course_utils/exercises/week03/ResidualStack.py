@@ -51,15 +51,33 @@ def stack(implementation, draw, width, depth, dtype=torch.float32):
     return place(implementation(width, depth).to(draw.device, dtype), values)
 
 
+def value_of(model, name):
+    """The values of a parameter at this time."""
+    return named_part(model, name).detach().clone()
+
+
+def equal_pairs(model, kind, depth):
+    """The pairs of layers whose weights or biases have the same values, in words."""
+    values = [named_part(model, f"layers.{i}.{kind}") for i in range(depth)]
+    pairs = [(i, j) for j in range(depth) for i in range(j) if torch.equal(values[i], values[j])]
+    return ", ".join(f"{i} and {j}" for i, j in pairs) or "none"
+
+
+def starts_differ(model, another):
+    """Whether the first layers of two stacks have different weights."""
+    first, second = (named_part(stack, "layers.0.weight") for stack in (model, another))
+    return not torch.equal(first, second)
+
+
 @ResidualStack.case
 def what_is_registered_and_how_the_gains_start(implementation, draw):
-    width, depth = draw.sizes(2, high=5)
-    model = implementation(width, depth)
-    seen = registered(model)
-    starts = [named_part(model, f"layers.{i}.weight") for i in range(depth)]
-    return seen | {
-        "gains at the start": [named_part(model, f"gains.{i}").detach() for i in range(depth)],
-        "the first two layers start with equal weights": attempt(torch.equal, *starts[:2]),
+    width, depth = draw.sizes(2, low=3, high=6)
+    model, another = implementation(width, depth), implementation(width, depth)
+    return registered(model) | {
+        "starts: gains": [attempt(value_of, model, f"gains.{i}") for i in range(depth)],
+        "starts: layers with equal weights": attempt(equal_pairs, model, "weight", depth),
+        "starts: layers with equal biases": attempt(equal_pairs, model, "bias", depth),
+        "starts: another stack has other weights": attempt(starts_differ, model, another),
     }
 
 
@@ -222,7 +240,7 @@ class gains_frozen(ResidualStack.reference):
 
 
 @ResidualStack.misconception(
-    "All layers start with the same weights, although they are objects of their own. A copy of a "
+    "Layers start with the same weights, although they are objects of their own. A copy of a "
     "layer takes the values along, and a seed that is set anew repeats them. Make a new layer for "
     "each block."
 )
@@ -231,6 +249,17 @@ class copied_layer(ResidualStack.reference):
         super().__init__(width, depth)
         layer = nn.Linear(width, width)
         self.layers = nn.ModuleList([copy.deepcopy(layer) for _ in range(depth)])
+
+
+@ResidualStack.misconception(
+    "Every stack starts with the same weights: a seed is set on the way. That seed is the global "
+    "one, so runs of different seeds become the same run, and all that draws afterwards repeats "
+    "itself too. Leave the random state as it comes."
+)
+class seeds_itself(ResidualStack.reference):
+    def __init__(self, width, depth):
+        torch.manual_seed(0)
+        super().__init__(width, depth)
 
 
 @ResidualStack.misconception(

@@ -31,7 +31,8 @@ class RunningNorm(nn.Module):
     (1 - momentum) * old + momentum * value of the batch, for running_var with the unbiased variance
     (divided by N - 1), and num_batches grows by 1: without a graph, and also under no_grad.
 
-    Eval mode: the same formula with running_mean and running_var, for any N; nothing changes.
+    Eval mode: the same formula with running_mean and running_var as they are then, also when no
+    batch has been seen; for any N; nothing changes.
     x is not modified. Do it without batch_norm, instance_norm and the layers built on them.
     """
 
@@ -130,6 +131,15 @@ def a_constant_column(implementation, draw):
 
 
 @RunningNorm.case
+def columns_far_from_zero(implementation, draw):
+    features = draw.whole(2, 7)
+    x = batch(draw, 16, features) + 3e4
+    spread = layer(implementation, draw, features)(x).std(0, correction=0)
+    near = ((spread - 1).abs() < 0.02).tolist()
+    return {"spread of each column": ["about 1" if yes else "not 1" for yes in near]}
+
+
+@RunningNorm.case
 def evaluation_mode(implementation, draw):
     features, rows = draw.sizes(2)
     model = layer(implementation, draw, features).eval()
@@ -180,10 +190,15 @@ def training_mode_under_no_grad(implementation, draw):
 def saved_and_loaded_into_a_fresh_layer(implementation, draw):
     features, rows = draw.sizes(2)
     state = layer(implementation, draw, features).state_dict()
-    fresh = implementation(features).to(draw.device).eval()
+    fresh = implementation(features, eps=0.5).to(draw.device).eval()
+    x = batch(draw, rows, features)
+    before = fresh(x)
     error = attempt(fresh.load_state_dict, state)
-    output = fresh(batch(draw, rows, features))
-    return {"error": error if isinstance(error, Exception) else None, "output": output}
+    return {
+        "1. evaluated before loading": before,
+        "2. error while loading": error if isinstance(error, Exception) else None,
+        "3. evaluated after loading": fresh(x),
+    }
 
 
 @RunningNorm.case
@@ -294,6 +309,17 @@ class batch_statistics_in_eval(Parts):
 
 
 @RunningNorm.misconception(
+    "Evaluation treats a layer that has seen no batch in a way of its own. The values that it "
+    "starts with are statistics like any others: there is one formula for evaluation."
+)
+class fresh_layer_as_an_exception(Parts):
+    def forward(self, x):
+        if self.training or self.num_batches:
+            return super().forward(x)
+        return self.normalize(x, x.mean(0), x.var(0, correction=0))
+
+
+@RunningNorm.misconception(
     "Training uses the running values. There the batch is normalized with its own mean and "
     "variance; the running values are for evaluation."
 )
@@ -328,6 +354,20 @@ class unbiased_in_output(Parts):
         self.check(x)
         self.update(x)
         return self.normalize(x, x.mean(0), x.var(0))
+
+
+@RunningNorm.misconception(
+    "The variance is the mean of the squares minus the square of the mean. Where the mean is large "
+    "beside the spread, two nearly equal numbers are subtracted and few digits are left. In "
+    "float32 the rest may even be negative, and its root NaN."
+)
+class difference_of_squares(Parts):
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        self.check(x)
+        self.update(x)
+        return self.normalize(x, x.mean(0), (x * x).mean(0) - x.mean(0) ** 2)
 
 
 @RunningNorm.misconception(

@@ -13,11 +13,13 @@ class TwoLayerMLP(nn.Module):
     """fc2(dropout(relu(fc1(x)))) * scale + shift, for x of shape (..., in_features).
 
     fc1 and fc2 are nn.Linear layers with these attribute names: in_features to hidden, hidden to
-    out_features. scale is trainable, has shape (1,) and starts at 1. shift is not trainable, has
-    shape (out_features,), starts at 0, and is saved and moved with the model.
+    out_features. scale is trainable, has shape (1,) and starts at 1. shift is not trainable and no
+    parameter, has shape (out_features,), starts at 0, and is saved and moved with the model.
 
-    Dropout with probability p acts on the hidden layer, in training mode only. The state dict has
-    exactly the keys fc1.weight, fc1.bias, fc2.weight, fc2.bias, scale and shift. x is not modified.
+    Dropout with probability p, which may be 0, acts on the hidden layer, drawn anew in each call.
+    The mode of the module alone decides: it drops in training mode, also under no_grad, and never
+    in evaluation mode. The state dict has exactly the keys fc1.weight, fc1.bias, fc2.weight,
+    fc2.bias, scale and shift. x is not modified and need not be contiguous.
     """
 
     def __init__(self, in_features: int, hidden: int, out_features: int, p: float = 0.3):
@@ -91,6 +93,9 @@ def three_dimensional_and_one_dimensional_input(implementation, draw):
     model = network(implementation, draw, inputs, hidden, outputs)
     return {
         "output for three dimensions": model(draw.normal(2, steps, inputs)),
+        "output for a transposed input": attempt(
+            model, draw.normal(steps, 2, inputs).transpose(0, 1)
+        ),
         "output for one dimension": model(draw.normal(inputs)),
     }
 
@@ -131,21 +136,29 @@ def dropout_in_training_mode(implementation, draw):
     p = draw.choice([0.15, 0.5, 0.6])
     model = implementation(WIDE, WIDE, WIDE, p).to(draw.device).eval().train()
     output, kept = dropped(model, draw)
+    with torch.no_grad():
+        _, again = dropped(model, draw)
     in_row = kept.sum(1)
     return {
         "smallest and largest output": torch.stack(output.aminmax()),
         "dropped share of hidden units": near(1 - kept.float().mean().item(), p, 0.06),
         "drops the same in every row": torch.equal(kept[0].expand_as(kept), kept),
+        "drops the same in the next call": torch.equal(kept, again),
+        "drops under no_grad": not again.all().item(),
         "drops whole rows": bool(((in_row == 0) | (in_row == WIDE)).all()),
         "shift afterwards": named_part(model, "shift").clone(),
     }
 
 
 @TwoLayerMLP.case
-def the_dropout_probability_when_none_is_given(implementation, draw):
+def the_dropout_probability_0_and_when_none_is_given(implementation, draw):
     model = implementation(WIDE, WIDE, WIDE).to(draw.device)
     _, kept = dropped(model, draw)
-    return {"dropped share of hidden units": near(1 - kept.float().mean().item(), 0.3, 0.06)}
+    _, all_kept = dropped(implementation(WIDE, WIDE, WIDE, 0.0).to(draw.device), draw)
+    return {
+        "dropped share of hidden units": near(1 - kept.float().mean().item(), 0.3, 0.06),
+        "dropped share where p is 0": 1 - all_kept.float().mean().item(),
+    }
 
 
 class WithoutParts(nn.Module):
@@ -231,9 +244,9 @@ class shift_not_saved(WithoutParts):
 
 
 @TwoLayerMLP.misconception(
-    "Two evaluations of the same batch differ: dropout is active in evaluation mode too. The "
-    "functional form drops unless it is told the mode, and a layer made inside forward is always "
-    "in training mode."
+    "Two evaluations of the same batch differ: dropout is active in evaluation mode too. How does "
+    "it learn of the mode? The functional form drops unless it is told; a layer made inside "
+    "forward, or kept in a Python list, never hears of eval()."
 )
 class dropout_ignores_mode(WithoutParts):
     def __init__(self, in_features, hidden, out_features, p=0.3):
@@ -243,6 +256,40 @@ class dropout_ignores_mode(WithoutParts):
     def forward(self, x):
         hidden = nn.functional.dropout(torch.relu(self.fc1(x)), self.p)
         return self.fc2(hidden) * self.scale + self.shift
+
+
+@TwoLayerMLP.misconception(
+    "Under no_grad nothing was dropped. Whether gradients are recorded and which mode the module "
+    "is in are two questions; only the mode decides here."
+)
+class looks_at_grad_mode(WithoutParts):
+    def forward(self, x):
+        active = self.training and torch.is_grad_enabled()
+        hidden = nn.functional.dropout(torch.relu(self.fc1(x)), self.dropout.p, active)
+        return self.fc2(hidden) * self.scale + self.shift
+
+
+@TwoLayerMLP.misconception(
+    "Every call drops the same units: the mask was drawn once and kept. Dropout draws anew in each "
+    "call, so that no unit is missing for good."
+)
+class mask_kept(WithoutParts):
+    def forward(self, x):
+        hidden = torch.relu(self.fc1(x))
+        if self.training:
+            if getattr(self, "mask", hidden[:0]).shape != hidden.shape:
+                self.mask = self.dropout(torch.ones_like(hidden))
+            hidden = hidden * self.mask
+        return self.fc2(hidden) * self.scale + self.shift
+
+
+@TwoLayerMLP.misconception(
+    "A probability of 0 was taken for none given, and units are dropped all the same. In a "
+    "condition 0 counts as False, as None does."
+)
+class zero_taken_for_none_given(WithoutParts):
+    def __init__(self, in_features, hidden, out_features, p=0.3):
+        super().__init__(in_features, hidden, out_features, p or 0.3)
 
 
 @TwoLayerMLP.misconception(

@@ -12,7 +12,12 @@ from torch import nn
 def named_part(module: Any, path: str) -> Any:
     """What stands at a dotted path such as "layers.0.weight", in lists and plain attributes too."""
     for name in path.split("."):
-        module = module[int(name)] if name.isdigit() else getattr(module, name)
+        if isinstance(module, Mapping):
+            module = module[name if name in module else int(name)]
+        elif name.isdigit() and not isinstance(module, nn.Module):
+            module = module[int(name)]
+        else:
+            module = getattr(module, name)
     return module
 
 

@@ -18,13 +18,14 @@ def capture_activations(
     """Run model(x) exactly once and return (output, {name: output of that sub-module}).
 
     names are names as in model.named_modules(); "" is the model itself. Each named module runs once
-    and returns a single tensor. Captured tensors are detached copies: they have no graph, and
-    in-place layers that run later do not change them. The output keeps its graph.
+    and returns a single tensor. Captured tensors are detached copies of the same dtype: they have
+    no graph, and in-place layers that run later do not change them. The output keeps its graph;
+    under no_grad it has none.
 
-    The modes of all modules, hooks that were there before and what they do stay as they are; where
-    one of them replaces an output, the new output is captured. All hooks added here are gone
-    afterwards, also when the forward raises; the exception passes on. An unknown name raises
-    KeyError before anything runs.
+    The modes of all modules, gradients, hooks that were there before and what they do stay as they
+    are; where one of them replaces an output, the new output is captured. All hooks added here are
+    gone afterwards, also when the forward raises, whatever it raises; the exception passes on as it
+    is. An unknown name raises KeyError before anything runs.
     """
     modules = dict(model.named_modules())
     chosen = {name: modules[name] for name in names}
@@ -90,9 +91,9 @@ def an_in_place_layer_after_a_captured_one(implementation, draw):
 
 
 @capture_activations.case
-def the_model_itself_and_a_container(implementation, draw):
+def the_model_itself_and_a_container_in_float64(implementation, draw):
     model, x = network(draw)
-    return seen(implementation(model, ["", "body"], x), model)
+    return seen(implementation(model.double(), ["", "body"], x.double()), model)
 
 
 @capture_activations.case
@@ -105,15 +106,17 @@ def no_names(implementation, draw):
 def batch_norm_in_training_mode(implementation, draw):
     width, batch = draw.sizes(2)
     model = nn.Sequential(nn.BatchNorm1d(width), nn.Flatten()).to(draw.device)
+    model[0].weight.grad = draw.normal(width)
     result = implementation(model, ("0",), draw.normal(batch, width))
     return {"result": result, "batches that were counted": model[0].num_batches_tracked}
 
 
 @capture_activations.case
-def a_model_in_evaluation_mode(implementation, draw):
+def a_model_in_evaluation_mode_under_no_grad(implementation, draw):
     width, batch = draw.sizes(2)
     model = nn.Sequential(nn.Linear(width, width), nn.Dropout(0.5)).to(draw.device).eval()
-    return seen(implementation(model, ["1"], draw.normal(batch, width)), model)
+    with torch.no_grad():
+        return seen(implementation(model, ["1"], draw.normal(batch, width)), model)
 
 
 @capture_activations.case
@@ -154,14 +157,30 @@ def an_input_of_the_wrong_shape(implementation, draw):
     return seen(error, model)
 
 
+class Refusing(nn.Module):
+    """A module whose forward refuses every input."""
+
+    def forward(self, x):
+        raise ValueError("this input is not allowed")
+
+
+@capture_activations.case
+def a_layer_that_raises_value_error(implementation, draw):
+    model, x = network(draw)
+    model.append(Refusing())
+    return seen(attempt(implementation, model, ["body.first", ""], x), model)
+
+
 @capture_activations.case
 def an_unknown_name(implementation, draw):
     model, x = network(draw)
-    ran = []
+    ran, errors = [], {}
     model.register_forward_pre_hook(lambda module, inputs: ran.append(True))
-    name = draw.choice(["first", "head", "last.weight"])
-    error = attempt(implementation, model, ["body.first", name], x)
-    return seen(error, model) | {"times the model ran": len(ran)}
+    for name in ("first", "head", "last.weight"):
+        error = attempt(implementation, model, ["body.first", name], x)
+        errors[f"result for the name {name}"] = error
+    left = seen(errors, model)
+    return left.pop("result") | left | {"times the model ran": len(ran)}
 
 
 def capture(model, names, x, keep=lambda output: output.detach().clone(), finish=None, run=None):
@@ -244,6 +263,48 @@ def no_cleanup_on_error(model, names, x):
     for handle in handles:
         handle.remove()
     return output, captured
+
+
+@capture_activations.misconception(
+    "After one kind of exception the hooks are removed, after others they stay on the model. What "
+    "must happen in any case belongs where it happens in any case."
+)
+def cleans_up_after_runtime_errors(model, names, x):
+    handles = []
+
+    def keep_them(mine):
+        handles.extend(mine)
+        return []
+
+    try:
+        result = capture(model, names, x, finish=keep_them)
+    except (RuntimeError, KeyError):
+        for handle in handles:
+            handle.remove()
+        raise
+    for handle in handles:
+        handle.remove()
+    return result
+
+
+@capture_activations.misconception(
+    "The exception of the model was turned into another one. Whoever waits for the first, around "
+    "this call, no longer gets it. Cleaning up does not ask for catching it."
+)
+def another_exception(model, names, x):
+    chosen = [dict(model.named_modules())[name] for name in names]
+    try:
+        return capture(model, names, x)
+    except Exception as error:
+        raise RuntimeError(f"the forward failed after {len(chosen)} hooks: {error}") from error
+
+
+@capture_activations.misconception(
+    "Captured tensors have another dtype than the outputs: they were converted on the way. A copy "
+    "of a float64 output is float64."
+)
+def captures_in_float32(model, names, x):
+    return capture(model, names, x, keep=lambda output: output.detach().float().clone())
 
 
 @capture_activations.misconception(

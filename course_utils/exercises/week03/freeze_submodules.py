@@ -12,11 +12,11 @@ from course_utils.exercise import exercise
 def freeze_submodules(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Freeze the named sub-modules, with everything below them.
 
-    names are names as in model.named_modules(). Frozen means: requires_grad is False on the same
-    Parameter objects as before, .grad is None, and the module and all its descendants are in eval
-    mode, until somebody calls train() again. A parameter that a named module shares with another
-    module is frozen too. All else stays as it is: modes, gradients and flags of the other parts; a
-    parameter that was frozen before stays frozen.
+    names are names as in model.named_modules(), also of modules without parameters. Frozen means:
+    requires_grad is False on the same Parameter objects as before, .grad is None, and the module
+    and all its descendants are in eval mode, until somebody calls train() again. A parameter that a
+    named module shares with another module is frozen too. All else stays as it is: modes, gradients
+    and flags of the other parts; a parameter that was frozen before stays frozen.
 
     Return the names of the parameters of model that still require grad, in the order of
     model.named_parameters(). An unknown name raises KeyError, and then nothing has been changed.
@@ -113,8 +113,8 @@ def gradients_that_are_waiting(implementation, draw):
 
 
 @freeze_submodules.case
-def a_single_batch_norm(implementation, draw):
-    return implementation(net(draw), ("encoder.1.0",))
+def a_dropout_and_a_batch_norm_by_name(implementation, draw):
+    return implementation(net(draw), ("encoder.1.1", "encoder.1.0"))
 
 
 @freeze_submodules.case
@@ -154,8 +154,8 @@ def no_names(implementation, draw):
 @freeze_submodules.case
 def an_unknown_name(implementation, draw):
     model = net(draw)
-    name = draw.choice(["head", "fc", "encoder.9", "fc1.weight"])
-    return attempt(implementation, model, [name])
+    names = "head", "fc", "encoder.9", "fc1.weight"
+    return {f"for the name {name}": attempt(implementation, model, [name]) for name in names}
 
 
 @freeze_submodules.case
@@ -403,6 +403,22 @@ def changes_before_it_looks(model, names):
 )
 def unknown_names_ignored(model, names):
     freeze([part for name, part in model.named_modules() if name in names])
+    return trainable(model)
+
+
+@freeze_submodules.misconception(
+    "The name of a module without parameters raised KeyError. A dropout has none, and it is a "
+    "sub-module with a mode; the names of parameters tell nothing about it."
+)
+def names_from_the_parameters(model, names):
+    owners = {""}
+    for name, _ in model.named_parameters():
+        parts = name.split(".")[:-1]
+        owners |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+    for name in names:
+        if name not in owners:
+            raise KeyError(name)
+    freeze(find(model, names))
     return trainable(model)
 
 

@@ -13,18 +13,21 @@ from course_utils.exercise import exercise
 def init_weights_(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Initialize a model again, in place and on all levels, and return it.
 
+    The model may be a single layer.
+
     Random numbers come only from generator, which is on the device of the parameters.
 
-    nn.Linear and nn.Conv2d, their subclasses too: weights normal with mean 0 and standard deviation
-    sqrt(2 / fan_in), bias 0 where there is one. fan_in is in_features for a linear layer and
+    nn.Linear and nn.Conv2d: weights normal with mean 0 and standard deviation sqrt(2 / fan_in),
+    bias 0 where there is one. fan_in is in_features for a linear layer and
     in_channels / groups * kernel height * kernel width for a convolution.
     nn.Embedding: weights normal with mean 0 and standard deviation 0.02; the padding row, if there
     is one, 0.
     nn.LayerNorm, nn.BatchNorm1d and nn.BatchNorm2d: weight 1 and bias 0 where they have them.
+    Subclasses of all these are initialized like them, also where they have sub-modules.
 
     All other parameters and all buffers stay as they are, and so do modes and gradients. The
-    Parameter objects stay the same, with their requires_grad; a frozen weight is initialized like
-    the others. No weights are tied.
+    Parameter objects stay the same, with their requires_grad; frozen weights and biases are
+    initialized like the others. No weights are tied.
     """
     with torch.no_grad():
         for module in model.modules():
@@ -81,9 +84,14 @@ def distribution(values, std):
     }
 
 
-def unchanged(before, after):
-    """For each name whether the tensor has the values that it had."""
-    return {name: torch.equal(value, after[name]) for name, value in before.items()}
+def fates(before, model):
+    """For each tensor, with the kind of its module, whether it has the values that it had."""
+    seen = {}
+    for name, value in model.state_dict().items():
+        kind = type(model.get_submodule(name.rpartition(".")[0])).__name__
+        same = torch.equal(before[name], value)
+        seen[f"{name} of {kind}"] = "as it was" if same else "changed"
+    return seen
 
 
 def copied(state):
@@ -92,11 +100,11 @@ def copied(state):
 
 
 @init_weights_.case(random=True)
-def a_wide_linear_layer(implementation, draw):
-    model = filled(draw, nn.Linear(64, 96))
+def a_wide_linear_layer_as_the_model(implementation, draw):
+    model = filled(draw, nn.Linear(64, 96))[0]
     seen = run(implementation, model, generator_for(draw))
-    seen |= distribution(model[0].weight.detach(), math.sqrt(2 / 64))
-    seen["bias"] = model[0].bias.detach().clone()
+    seen |= distribution(model.weight.detach(), math.sqrt(2 / 64))
+    seen["bias"] = model.bias.detach().clone()
     return seen
 
 
@@ -112,11 +120,13 @@ def a_grouped_convolution(implementation, draw):
 @init_weights_.case(random=True)
 def embeddings_with_and_without_a_padding_row(implementation, draw):
     padding = draw.whole(1, 99)
-    model = filled(draw, nn.Embedding(100, 64, padding_idx=padding), nn.Embedding(3, 4))
+    layers = nn.Embedding(100, 64, padding_idx=padding), nn.Embedding(3, 4)
+    model = filled(draw, *layers, nn.Embedding(3, 4, padding_idx=0))
     seen = run(implementation, model, generator_for(draw))
-    padded, plain = (layer.weight.detach() for layer in model)
+    padded, plain, first = (layer.weight.detach() for layer in model)
     seen |= distribution(padded[torch.arange(100) != padding], 0.02)
     seen["padding row"] = padded[padding].clone()
+    seen["padding row with the index 0"] = first[0].clone()
     seen["rows of zeros without padding"] = int((plain == 0).all(1).sum())
     return seen
 
@@ -146,7 +156,7 @@ def layers_without_bias_and_norms_without_parameters(implementation, draw):
     model = filled(draw, *layers)
     before = copied(model.state_dict())
     seen = run(implementation, model, generator_for(draw))
-    seen["what did not change"] = unchanged(before, model.state_dict())
+    seen["tensors"] = fates(before, model)
     return seen
 
 
@@ -158,34 +168,47 @@ class Scaled(nn.Linear):
         self.gain = nn.Parameter(torch.ones(outputs, inputs))
 
 
+class Words(nn.Embedding):
+    """A subclass of nn.Embedding."""
+
+
+class Rows(nn.LayerNorm):
+    """A subclass of nn.LayerNorm."""
+
+
 @init_weights_.case(random=True)
 def subclasses_deeper_levels_and_what_should_stay(implementation, draw):
-    inner = nn.Sequential(Scaled(3, 2), nn.Linear(2, 4))
+    inner = nn.Sequential(Scaled(3, 2), nn.Linear(2, 4), nn.LayerNorm(4))
+    inner[1].add_module("activation", nn.ReLU())
     others = nn.Conv1d(2, 3, 2), nn.ConvTranspose2d(2, 3, 2), nn.BatchNorm3d(2), nn.GroupNorm(1, 3)
-    model = filled(draw, inner, *others, nn.PReLU())
+    model = filled(draw, inner, *others, nn.PReLU(), Words(4, 3), Rows(3))
     model.register_parameter("table", nn.Parameter(draw.normal(4, 5)))
     model.register_buffer("mask", draw.normal(3, 3))
     before = copied(model.state_dict())
     seen = run(implementation, model, generator_for(draw))
-    seen["what did not change"] = unchanged(before, model.state_dict())
+    seen["tensors"] = fates(before, model)
     return seen
 
 
 @init_weights_.case(random=True)
-def frozen_weights_and_the_same_objects(implementation, draw):
-    model = filled(draw, nn.Linear(3, 4), nn.Embedding(5, 2))
-    model[0].weight.requires_grad_(False)
-    model[1].weight.requires_grad_(False)
-    model[1].eval()
-    waiting = model[0].bias.grad = draw.normal(4)
+def frozen_parameters_and_the_same_objects(implementation, draw):
+    layers = nn.Linear(3, 4), nn.Embedding(5, 2), nn.BatchNorm1d(2), nn.LayerNorm(2)
+    model = filled(draw, *layers, nn.Linear(2, 3))
+    model[:3].requires_grad_(False)
+    model[1:3].eval()
+    waiting = {name: draw.normal(*p.shape) for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.grad = waiting[name]
     objects, before = [id(p) for p in model.parameters()], copied(model.state_dict())
     seen = run(implementation, model, generator_for(draw))
     seen |= {
-        "what did not change": unchanged(before, model.state_dict()),
+        "tensors": fates(before, model),
         "the same Parameter objects": [id(p) for p in model.parameters()] == objects,
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
         "training mode": [module.training for module in model],
-        "the gradient that was waiting is there": model[0].bias.grad is waiting,
+        "the gradient that was waiting is there": {
+            name: p.grad is waiting[name] for name, p in model.named_parameters()
+        },
     }
     return seen
 
@@ -390,6 +413,19 @@ def padding_row_filled(model, generator):
 
 
 @init_weights_.misconception(
+    "A padding row with the index 0 got random numbers. In a condition 0 counts as False, as None "
+    "does; but here one is a row, and the other says that there is none."
+)
+def padding_index_zero_taken_for_none(model, generator):
+    initialize(model, generator, padding=False)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx:
+                module.weight[module.padding_idx] = 0
+    return model
+
+
+@init_weights_.misconception(
     "An embedding without a padding row became 0 all over: its padding_idx is None, and indexing "
     "with None selects everything. Ask before you clear."
 )
@@ -436,8 +472,26 @@ def first_level_only(model, generator):
 
 
 @init_weights_.misconception(
-    "A subclass of nn.Linear was passed over: you compared types for being the same. Is there a "
-    "question that a subclass answers with yes as well?"
+    "The model itself was passed over: you started with what is inside it. A model may be a single "
+    "layer."
+)
+def model_itself_left_out(model, generator):
+    return initialize(model, generator, modules=list(model.modules())[1:])
+
+
+@init_weights_.misconception(
+    "Layers that have sub-modules were passed over. A layer may own a weight and have something "
+    "below it as well."
+)
+def leaves_only(model, generator):
+    return initialize(
+        model, generator, modules=[m for m in model.modules() if not list(m.children())]
+    )
+
+
+@init_weights_.misconception(
+    "Subclasses were passed over: you compared types for being the same. Is there a question that "
+    "a subclass answers with yes as well?"
 )
 def exact_types_only(model, generator):
     return initialize(model, generator, is_a=lambda module, kinds: type(module) in kinds)

@@ -14,8 +14,9 @@ def parameter_report(module: nn.Module) -> dict[str, int]:
 
     trainable counts the parameters whose requires_grad is True, frozen the others, total both.
     A parameter counts once, also when several names or modules share it. buffers counts all
-    buffers, each once, also those that are not persistent or hold integers. Plain tensor attributes
-    count nowhere. The module is not changed.
+    buffers, each once, also those that are not persistent or hold integers. What is shared is the
+    tensor object: a tensor and a view of it count as two. Plain tensor attributes count nowhere.
+    The mode has no influence. The module is not changed.
     """
     parameters = list(module.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
@@ -39,14 +40,17 @@ def two_layers(implementation, draw):
 @parameter_report.case
 def a_parameter_of_its_own_beside_nested_modules(implementation, draw):
     inputs, hidden, outputs = draw.sizes(3)
-    model = nn.Sequential(nn.Sequential(nn.Linear(inputs, hidden)), nn.Linear(hidden, outputs))
+    heads = nn.Linear(hidden, outputs), nn.Linear(hidden, outputs)
+    model = nn.Sequential(nn.Sequential(nn.Linear(inputs, hidden)), *heads)
     model.scale = nn.Parameter(draw.normal(*draw.sizes(2)))
     return implementation(model)
 
 
 @parameter_report.case
-def batch_normalization(implementation, draw):
-    return implementation(nn.BatchNorm1d(draw.whole(3, 9)))
+def a_convolution_and_batch_normalization_in_evaluation_mode(implementation, draw):
+    inputs, outputs, height, width = draw.sizes(4)
+    layers = nn.Conv2d(inputs, outputs, (height, width)), nn.BatchNorm2d(outputs)
+    return implementation(nn.Sequential(*layers).eval())
 
 
 @parameter_report.case
@@ -54,6 +58,7 @@ def buffers_that_are_not_saved(implementation, draw):
     model = nn.Linear(*draw.sizes(2), bias=False)
     model.register_buffer("table", draw.normal(*draw.sizes(2)), persistent=False)
     model.register_buffer("steps", draw.integers(0, 9, draw.whole(2, 9)), persistent=False)
+    model.register_buffer("not_made_yet", None, persistent=False)
     return implementation(model)
 
 
@@ -63,6 +68,16 @@ def a_buffer_under_two_names(implementation, draw):
     mask = draw.normal(draw.whole(3, 9))
     for part in model:
         part.register_buffer("mask", mask)
+    return implementation(model)
+
+
+@parameter_report.case
+def tensors_and_views_of_them(implementation, draw):
+    model = nn.Module()
+    numbers, table = draw.normal(draw.whole(5, 9)), draw.normal(draw.whole(5, 9))
+    model.whole, model.start = nn.Parameter(numbers), nn.Parameter(numbers[: draw.whole(2, 4)])
+    model.register_buffer("table", table)
+    model.register_buffer("beginning", table[: draw.whole(2, 4)])
     return implementation(model)
 
 
@@ -209,6 +224,16 @@ def grad_means_trainable(module):
 
 
 @parameter_report.misconception(
+    "Parameters in a module that is in evaluation mode were counted as frozen. The mode says how "
+    "dropout and batch norm behave; whether a parameter can be trained is written on the parameter."
+)
+def mode_means_frozen(module):
+    trains = {id(p): m.training for m in module.modules() for p in m.parameters(recurse=False)}
+    parameters = list(module.parameters())
+    return report(parameters, module.buffers(), trains=lambda p: p.requires_grad and trains[id(p)])
+
+
+@parameter_report.misconception(
     "The parameters are right, but the buffers come from the state dict, which leaves out those "
     "that are not persistent and repeats what has two names. Is there an iterator like "
     "parameters() for them?"
@@ -224,6 +249,13 @@ def persistent_buffers_only(module):
 )
 def floating_buffers_only(module):
     return report(module.parameters(), [b for b in module.buffers() if b.is_floating_point()])
+
+
+@parameter_report.misconception(
+    "Buffers without dimensions are missing. A counter of shape () holds one number, and it counts."
+)
+def scalar_buffers_left_out(module):
+    return report(module.parameters(), [b for b in module.buffers() if b.dim()])
 
 
 @parameter_report.misconception(
@@ -270,6 +302,24 @@ def equal_values_are_one(module):
         if not any(torch.equal(parameter, other) for other in different):
             different.append(parameter)
     return report(different, module.buffers())
+
+
+@parameter_report.misconception(
+    "Two parameters whose last name and shape agree were taken for one. Both repeat from layer to "
+    "layer; what tells whether two names share a tensor is the tensor object itself."
+)
+def same_name_and_shape_are_one(module):
+    found = {(n.split(".")[-1], p.shape): p for n, p in module.named_parameters()}
+    return report(found.values(), module.buffers())
+
+
+@parameter_report.misconception(
+    "You told tensors apart by where their memory begins. A view begins where its base does and is "
+    "a tensor of its own; and on the meta device no tensor has memory at all. Compare the objects."
+)
+def same_address_is_one(module):
+    parameters = {p.data_ptr(): p for p in module.parameters()}
+    return report(parameters.values(), {b.data_ptr(): b for b in module.buffers()}.values())
 
 
 @parameter_report.misconception(
