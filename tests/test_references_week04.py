@@ -151,7 +151,8 @@ def test_bce_from_logits_equals_torchs_and_its_gradient_is_sigmoid_minus_target(
             ]
             assert slope.tolist() == pytest.approx(exact, abs=1e-6)
     scores, tags = normal(5, 3), whole(2, 5, 3)
-    for weight in (torch.tensor(4.0), torch.tensor([1.0, 4.0, 10.0]), 1 + normal(5, 3, seed=1).square()):
+    table = 1 + normal(5, 3, seed=1).square()
+    for weight in (torch.tensor(4.0), torch.tensor([1.0, 4.0, 10.0]), table, table[:, :1]):
         theirs = F.binary_cross_entropy_with_logits(scores, tags.float(), pos_weight=weight)
         torch.testing.assert_close(mine(scores, tags, weight), theirs)
         torch.testing.assert_close(mine(scores, tags.bool(), weight), theirs)

@@ -40,12 +40,23 @@ class ClassifierHead(nn.Module):
 
 
 def head(implementation, draw, features, classes, dtype=torch.float32):
-    """A head with known weights that are far from 0."""
+    """A head with known weights that are far from 0; the bias favors the last class a little."""
     model = implementation(features, classes).to(draw.device, dtype)
+    values = {
+        "weight": 2 * draw.normal(classes, features, dtype=dtype),
+        "bias": draw.uniform(classes, low=-0.3, high=0.3, dtype=dtype).sort().values,
+    }
     with torch.no_grad():
-        model.linear.weight.copy_(2 * draw.normal(classes, features, dtype=dtype))
-        model.linear.bias.copy_(draw.normal(classes, dtype=dtype))
+        for name, parameter in model.linear.named_parameters():
+            parameter.copy_(values[name])
     return model
+
+
+def loss_gradients(model, x, y, *upstream):
+    """The gradients of the parameters of the layer, by their names."""
+    names, parameters = zip(*model.linear.named_parameters(), strict=True)
+    found = gradients(model.loss(x, y), parameters, *upstream)
+    return found if isinstance(found, str) else dict(zip(names, found, strict=True))
 
 
 def everything(model, x, y):
@@ -59,15 +70,18 @@ def everything(model, x, y):
 
 
 def batch(draw, n, features, classes):
-    """Inputs, and a label for each."""
-    return draw.normal(n, features), draw.integers(0, classes - 1, n)
+    """Inputs, and a label for each. The second sample is 0, so no class is far ahead there."""
+    x = draw.normal(n, features)
+    x[1:2] = 0
+    return x, draw.integers(0, classes - 1, n)
 
 
 @ClassifierHead.case
 def a_batch(implementation, draw):
     features, classes, n = draw.sizes(3, low=3)
     model = head(implementation, draw, features, classes)
-    return everything(model, *batch(draw, n, features, classes))
+    names = [name for name, _ in model.named_parameters()]
+    return {"all parameters": names} | everything(model, *batch(draw, n, features, classes))
 
 
 @ClassifierHead.case
@@ -105,19 +119,16 @@ def the_gradients_of_the_loss(implementation, draw):
     features, classes, n = draw.sizes(3, low=3)
     model = head(implementation, draw, features, classes)
     x, y = batch(draw, n, features, classes)
-    parameters = [model.linear.weight, model.linear.bias]
-    found = gradients(model.loss(x, y), parameters, draw.uniform(low=0.5, high=2))
-    return found if isinstance(found, str) else dict(zip(("weight", "bias"), found, strict=True))
+    return loss_gradients(model, x, y, draw.uniform(low=0.5, high=2))
 
 
-@ClassifierHead.case
+@ClassifierHead.case(tolerance=(4e-3, 4e-3))  # logits of about 1,000, differently rounded
 def the_gradients_of_confident_mistakes(implementation, draw):
     features, classes, n = draw.sizes(3, low=3)
     model = head(implementation, draw, features, classes)
     x = 300 * draw.normal(n, features)
     y = attempt(lambda: model.linear(x).argmin(dim=1))
-    found = gradients(model.loss(x, y), [model.linear.weight, model.linear.bias])
-    return found if isinstance(found, str) else dict(zip(("weight", "bias"), found, strict=True))
+    return loss_gradients(model, x, y)
 
 
 @ClassifierHead.case
@@ -309,6 +320,25 @@ class turns_grad_mode_on(Right):
         result = self(x).softmax(dim=-1)
         torch.set_grad_enabled(True)
         return result
+
+
+@ClassifierHead.misconception(
+    "linear has no bias. With the defaults of nn.Linear it has one, and the contract names just "
+    "the two sizes."
+)
+class without_a_bias(Right):
+    def __init__(self, in_features, num_classes):
+        super().__init__(in_features, num_classes)
+        self.linear = nn.Linear(in_features, num_classes, bias=False)
+
+
+@ClassifierHead.misconception(
+    "predict asks which probability is above a half. With more than two classes there may be none: "
+    "the predicted class is the largest of them, however small."
+)
+class predicts_above_a_half(Right):
+    def predict(self, x):
+        return (self.predict_proba(x) > 0.5).long().argmax(dim=-1)
 
 
 @ClassifierHead.misconception(

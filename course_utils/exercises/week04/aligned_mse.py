@@ -104,6 +104,7 @@ def shapes_that_are_not_one_number_per_sample(implementation, draw):
         ((rows, columns), (n, 1)),
         ((1, n), (n,)),
         ((n,), (1, n)),
+        ((1, n), (1, n)),
         ((n, 2), (n, 2)),
         ((n, 1, 1), (n,)),
         ((n,), (n, 1, 1)),
@@ -193,6 +194,19 @@ def squeezes_before_checking(pred, target):
     if flat_pred.ndim > 1 or flat_pred.shape != flat_target.shape:
         raise ValueError("expected (N,) or (N, 1)")
     return (flat_pred - flat_target).square().mean()
+
+
+@aligned_mse.misconception(
+    "A row of shape (1, N) was let through. An axis of size 1 somewhere is not enough: look at "
+    "which axis it is."
+)
+def takes_a_row_for_a_column(pred, target):
+    for tensor in (pred, target):
+        if tensor.ndim != 1 and (tensor.ndim != 2 or 1 not in tensor.shape):
+            raise ValueError("expected a column")
+    if len(pred) != len(target):
+        raise ValueError("the numbers of samples differ")
+    return (pred.reshape(-1) - target.reshape(-1).to(pred.dtype)).square().mean()
 
 
 @aligned_mse.misconception(

@@ -113,18 +113,26 @@ def one_weight_for_all_positives(implementation, draw):
 
 
 @bce_from_logits.case
-def a_weight_for_each_column(implementation, draw):
-    rows, columns = draw.sizes(2)
-    logits, target = draw.normal(rows, columns), draw.integers(0, 1, rows, columns)
+def a_weight_for_each_column_or_row(implementation, draw):
+    size = draw.whole(3, 5)
+    logits, target = draw.normal(size, size), draw.integers(0, 1, size, size)
     target[0], target[-1] = 0, 1
-    return implementation(logits, target, draw.uniform(columns, low=2, high=9))
+    weight = draw.uniform(size, low=2, high=9)
+    return {
+        "for each column": attempt(implementation, logits, target, weight),
+        "for each row": attempt(implementation, logits, target, weight.unsqueeze(1)),
+    }
 
 
-@bce_from_logits.case
+# The nearest numbers of float32 to the largest are 1000 and 1000.00006, both off by 3e-8 of it.
+@bce_from_logits.case(tolerance=(1e-8, 4e-9))
 def float64_logits(implementation, draw):
-    n = draw.whole(4, 6)
-    logits = draw.normal(n, dtype=torch.float64) * draw.tensor([1.0, 40.0, 800.0]).repeat(2)[:n]
-    return value_and_gradient(implementation, draw, logits, draw.integers(0, 1, n).double())
+    size = draw.tensor([9, 9, 12, 12, 17, 17]) * draw.uniform(6, low=0.95, dtype=torch.float64)
+    sign, target = draw.choice((-1.0, 1.0)), draw.tensor([0.0, 1.0] * 3, torch.float64)
+    small, large = draw.normal(2, dtype=torch.float64), draw.tensor([1000.00003], torch.float64)
+    logits = torch.cat((sign * size, -large, small))
+    target = torch.cat((target, draw.tensor([1, draw.whole(0, 1), 0.5], torch.float64)))
+    return value_and_gradient(implementation, draw, logits, target)
 
 
 @bce_from_logits.case
@@ -285,6 +293,15 @@ def pos_weight_scales_everything(logits, target, pos_weight=None):
 
 
 @bce_from_logits.misconception(
+    "pos_weight lost the axes it came with. Weights of shape (N, 1) belong to the rows, and "
+    "without their second axis they are lined up with the columns."
+)
+def flattens_pos_weight(logits, target, pos_weight=None):
+    flat = None if pos_weight is None else pos_weight.reshape(-1)
+    return bce_from_logits.reference(logits, target, flat)
+
+
+@bce_from_logits.misconception(
     "pos_weight multiplies the negative term. It is there to make rare positives count more."
 )
 def weighs_the_negatives(logits, target, pos_weight=None):
@@ -354,6 +371,14 @@ def sums(logits, target, pos_weight=None):
 )
 def always_float32(logits, target, pos_weight=None):
     return bce_from_logits.reference(logits.float(), target, pos_weight)
+
+
+@bce_from_logits.misconception(
+    "The result has the right dtype and the digits of float32: float64 logits were computed with "
+    "in float32. A wider type is welcome, a narrower one loses what the caller paid for."
+)
+def float32_inside(logits, target, pos_weight=None):
+    return bce_from_logits.reference(logits.float(), target, pos_weight).to(logits.dtype)
 
 
 bce_from_logits.hints(

@@ -60,8 +60,9 @@ def as_many_positions_as_classes(implementation, draw):
 
 
 @corpus_perplexity.case
-def padding_with_minus_1(implementation, draw):
-    return implementation(corpus(draw, 6, pad=-1), -1)
+def next_tokens_with_padding_of_minus_1(implementation, draw):
+    whole = corpus(draw, 6, pad=-1)
+    return implementation([(logits[:, :-1], target[:, 1:]) for logits, target in whole], -1)
 
 
 @corpus_perplexity.case
@@ -72,7 +73,7 @@ def padding_with_class_0(implementation, draw):
 @corpus_perplexity.case
 def a_batch_of_nothing_but_padding(implementation, draw):
     batches = corpus(draw, 6)
-    batches[draw.whole(0, 1)][1].fill_(-100)
+    batches[1][1].fill_(-100)
     return implementation(batches)
 
 
@@ -119,11 +120,14 @@ def what_is_kept_for_a_backward_pass(implementation, draw):
     logits, target = batch(draw, 2, 4, 5)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         result = implementation([(logits.requires_grad_(), target)])
-    return {
+    seen = {
         "perplexity": result,
         "something saved for backward": bool(saved),
         "grad mode afterwards": torch.is_grad_enabled(),
     }
+    with torch.no_grad():
+        implementation([(logits, target)])
+        return seen | {"grad mode after a call under no_grad": torch.is_grad_enabled()}
 
 
 # The wrong answers walk through the corpus like the reference.
@@ -173,8 +177,8 @@ def mean_of_batch_means_with_nan(batches, ignore_index=-100):
 
 
 @corpus_perplexity.misconception(
-    "One batch of nothing but padding makes the whole result nan. Its mean is NaN, and NaN times a "
-    "count of 0 is NaN too; its sum is 0, and so is its count."
+    "One batch of nothing but padding makes the whole result nan. If you take its mean, that is "
+    "NaN, and NaN times a count of 0 is NaN too; its sum is 0, and so is its count."
 )
 def mean_times_count(batches, ignore_index=-100):
     pairs = [(losses.mean().item(), len(losses)) for losses, _ in counted(batches, ignore_index)]
@@ -290,6 +294,25 @@ def builds_a_graph(batches, ignore_index=-100):
 def leaves_grad_mode_off(batches, ignore_index=-100):
     torch.set_grad_enabled(False)
     return corpus_perplexity.reference(batches, ignore_index)
+
+
+@corpus_perplexity.misconception(
+    "Inside the caller's no_grad block grad mode is on after the call. What was off before should "
+    "be off afterwards: use no_grad as a block or a decorator."
+)
+def turns_grad_mode_on(batches, ignore_index=-100):
+    result = corpus_perplexity.reference(batches, ignore_index)
+    torch.set_grad_enabled(True)
+    return result
+
+
+@corpus_perplexity.misconception(
+    "view refuses logits that were cut from larger ones, such as logits[:, :-1]: their rows no "
+    "longer lie one after the other in memory. Week 1 has a function that copies where it must."
+)
+def views_what_was_cut(batches, ignore_index=-100):
+    flat = ((logits.view(-1, logits.shape[-1]), target.view(-1)) for logits, target in batches)
+    return corpus_perplexity.reference(flat, ignore_index)
 
 
 @corpus_perplexity.misconception(

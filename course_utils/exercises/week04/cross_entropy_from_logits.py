@@ -77,19 +77,19 @@ def sequences_with_padding_at_the_end(implementation, draw):
     return every_reduction(implementation, 2 * draw.normal(n, classes, steps), target, 255)
 
 
-@cross_entropy_from_logits.case
+@cross_entropy_from_logits.case(tolerance=(1e-9, 1e-10))
 def as_many_positions_as_classes_in_float64(implementation, draw):
     n, classes = draw.sizes(2, low=3, high=5)
     target = with_padding(draw, classes, n, classes, pad=-100)
     logits = 2 * draw.normal(n, classes, classes, dtype=torch.float64)
-    return implementation(logits, target)
+    return [implementation(logits, target), implementation(logits, target, reduction="none")]
 
 
 @cross_entropy_from_logits.case
 def images_with_a_label_per_pixel(implementation, draw):
     n, classes, height, width = draw.sizes(4, high=5)
     target = with_padding(draw, classes, n, height, width, pad=-1)
-    logits = 2 * draw.normal(n, height, width, classes).permute(0, 3, 1, 2)
+    logits = 2 * draw.normal(n, width, classes, height).permute(0, 2, 3, 1)
     return [implementation(logits, target, -1, "none"), implementation(logits, target, -1)]
 
 
@@ -107,7 +107,8 @@ def nothing_but_ignored_positions(implementation, draw):
     n, classes = draw.sizes(2)
     pad = draw.choice((-100, 0, 255))
     target = torch.full((n,), pad, device=draw.device)
-    return every_reduction(implementation, draw.normal(n, classes), target, pad)
+    logits = draw.normal(n, classes, dtype=torch.float64)
+    return every_reduction(implementation, logits, target, pad)
 
 
 @cross_entropy_from_logits.case
@@ -149,16 +150,18 @@ def float16_logits(implementation, draw):
 
 
 @cross_entropy_from_logits.case
-def a_batch_of_one(implementation, draw):
-    classes, steps = draw.sizes(2, low=3)
-    return [
-        implementation(draw.normal(1, classes), draw.integers(0, classes - 1, 1), reduction="none"),
-        implementation(
-            draw.normal(1, classes, steps),
-            draw.integers(0, classes - 1, 1, steps),
-            reduction="none",
-        ),
-    ]
+def axes_of_size_1(implementation, draw):
+    n, classes = draw.sizes(2, low=3)
+    logits, target = draw.normal(n, classes), draw.integers(0, classes - 1, n)
+
+    def losses(logits, target):
+        return attempt(implementation, logits, target, reduction="none")
+
+    return {
+        "one sample": losses(logits[:1], target[:1]),
+        "one sequence": losses(logits.T.unsqueeze(0), target.unsqueeze(0)),
+        "sequences of one step": losses(logits.unsqueeze(2), target.unsqueeze(1)),
+    }
 
 
 @cross_entropy_from_logits.case
@@ -319,6 +322,17 @@ def squeezes_every_axis(logits, target, ignore_index=-100, reduction="mean"):
     lookup = target.where(kept, 0).unsqueeze(1)
     log_p = logits.log_softmax(1).gather(1, lookup).squeeze()
     return reduced(torch.where(kept.squeeze(), -log_p, 0), kept, reduction)
+
+
+@cross_entropy_from_logits.misconception(
+    "squeeze() without a dimension removes every axis of size 1. Where target is (N, 1), losses of "
+    "shape (N,) meet a mask of shape (N, 1), and broadcasting makes (N, N) of them."
+)
+def squeezes_every_axis_and_broadcasts(logits, target, ignore_index=-100, reduction="mean"):
+    kept = target != ignore_index
+    lookup = target.where(kept, 0).unsqueeze(1)
+    log_p = logits.log_softmax(1).gather(1, lookup).squeeze()
+    return reduced(torch.where(kept, -log_p, 0), kept, reduction)
 
 
 @cross_entropy_from_logits.misconception(

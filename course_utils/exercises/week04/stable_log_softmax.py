@@ -1,5 +1,7 @@
 """Log-softmax along any dimension, without overflow, underflow or NaN."""
 
+from functools import reduce
+
 import torch
 from torch.nn import functional as F
 
@@ -21,7 +23,7 @@ from course_utils.exercise import exercise
     ),
 )
 def stable_log_softmax(logits: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """Logarithm of the softmax of logits along dim.
+    """Logarithm of the softmax of logits along dim, which counts from the end where it is negative.
 
     logits: floating point, any shape with at least one dimension. The size along dim is at least
     1; other sizes may be 0. Return a tensor of the same shape, dtype and device.
@@ -50,7 +52,7 @@ def a_square_table_along_each_dimension(implementation, draw):
 @stable_log_softmax.case
 def a_permuted_block_along_each_dimension(implementation, draw):
     block = (2 * draw.normal(*draw.sizes(3, high=4))).permute(2, 0, 1)
-    return [implementation(block, dim=dim) for dim in (0, 1, -1)]
+    return [implementation(block, dim=dim) for dim in (0, 1, -1, -2)]
 
 
 @stable_log_softmax.case
@@ -58,7 +60,7 @@ def one_row_without_other_dimensions(implementation, draw):
     return implementation(draw.normal(draw.whole(3, 7)) + draw.number(-3, 3))
 
 
-@stable_log_softmax.case
+@stable_log_softmax.case(tolerance=(1e-4, 2e-4))
 def logits_of_several_hundred(implementation, draw):
     rows, columns = draw.sizes(2, low=3)
     return implementation(300 * draw.normal(rows, columns))
@@ -86,7 +88,8 @@ def one_logit_far_above_the_others(implementation, draw):
     return implementation(table)
 
 
-@stable_log_softmax.case
+# Fine enough to see the digits that float32 does not have, and a small number in a sum.
+@stable_log_softmax.case(tolerance=(1e-10, 2e-11))
 def float64_logits(implementation, draw):
     rows, columns = draw.sizes(2)
     table = draw.normal(rows, columns, dtype=torch.float64)
@@ -106,7 +109,7 @@ def some_entries_minus_infinity(implementation, draw):
     columns = draw.whole(4, 6)
     logits = draw.normal(3, columns)
     masked = torch.zeros(3, columns, dtype=torch.bool, device=draw.device)
-    masked[[0, 1, 1], draw.permutation(columns)[:3]] = True
+    masked[0, :2] = masked[1, -2:] = masked[2, draw.whole(1, columns - 2)] = True
     logits = logits.masked_fill(masked, -torch.inf).requires_grad_()
     result = implementation(logits)
     upstream = draw.normal(3, columns).masked_fill(masked, 0)
@@ -185,8 +188,8 @@ def shift_by_the_mean(logits, dim=-1):
 
 
 @stable_log_softmax.misconception(
-    "Adding a small number inside the logarithm keeps it above about -18 and biases every value "
-    "and gradient. None is needed once the largest term is exp(0)."
+    "Adding a small number to the softmax keeps its logarithm above about -18 and biases every "
+    "value and gradient. None is needed once the largest term is exp(0)."
 )
 def epsilon_inside_the_log(logits, dim=-1):
     return (logits.softmax(dim=dim) + 1e-8).log()
@@ -215,6 +218,14 @@ def clamps_the_logits(logits, dim=-1):
 )
 def ignores_dim(logits, dim=-1):
     return stable_log_softmax.reference(logits, -1)
+
+
+@stable_log_softmax.misconception(
+    "Every negative dim was taken for the last axis. -2 is the last but one. torch's reductions "
+    "understand negative numbers."
+)
+def any_negative_dim_is_the_last(logits, dim=-1):
+    return stable_log_softmax.reference(logits, max(dim, -1))
 
 
 @stable_log_softmax.misconception(
@@ -256,6 +267,14 @@ def constant_normalizer(logits, dim=-1):
 
 
 @stable_log_softmax.misconception(
+    "The slice was added up entry by entry, as with logaddexp. The values are right; where a slice "
+    "starts with two entries of -inf, the gradient is NaN. Take the whole slice at once."
+)
+def folds_with_logaddexp(logits, dim=-1):
+    return logits - reduce(torch.logaddexp, logits.unbind(dim)).unsqueeze(dim)
+
+
+@stable_log_softmax.misconception(
     "The result is the logarithm's argument: probabilities. Log-probabilities are at most 0."
 )
 def returns_probabilities(logits, dim=-1):
@@ -268,6 +287,23 @@ def returns_probabilities(logits, dim=-1):
 )
 def always_float32(logits, dim=-1):
     return stable_log_softmax.reference(logits.float(), dim)
+
+
+@stable_log_softmax.misconception(
+    "The result has the right dtype and the digits of float32: float64 logits were computed with "
+    "in float32. A wider type is welcome, a narrower one loses what the caller paid for."
+)
+def float32_inside(logits, dim=-1):
+    return stable_log_softmax.reference(logits.float(), dim).to(logits.dtype)
+
+
+@stable_log_softmax.misconception(
+    "The sum was already at least 1, and a small number was added to it. That only moves the "
+    "result: with float64 logits it shows. Which term of the sum is never below 1?"
+)
+def epsilon_in_the_sum(logits, dim=-1):
+    shifted = logits - logits.amax(dim=dim, keepdim=True).detach()
+    return shifted - (shifted.exp().sum(dim=dim, keepdim=True) + 1e-8).log()
 
 
 @stable_log_softmax.misconception(

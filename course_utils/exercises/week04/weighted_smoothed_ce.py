@@ -27,8 +27,8 @@ def weighted_smoothed_ce(
     numerator = -(sum over i and c of q[i, c] * weight[c] * lp[i, c]);
     return numerator / (sum over i of weight[target[i]]), of shape () and in the logits' dtype.
 
-    With eps = 0 and targets that all have weight 0 this is nan. Stay right for logits of magnitude
-    10,000. The inputs are not modified.
+    If all targets have weight 0, the result is nan for eps = 0; for eps > 0 that does not occur.
+    Stay right for logits of magnitude 10,000. The inputs are not modified.
     """
     classes = logits.shape[1]
     lp = logits.log_softmax(dim=1)
@@ -74,10 +74,12 @@ def a_batch_of_one(implementation, draw):
     return implementation(*batch(draw, 1, draw.whole(3, 6)), 0.2)
 
 
-@weighted_smoothed_ce.case
+@weighted_smoothed_ce.case(tolerance=(1e-9, 1e-10))
 def float64_logits(implementation, draw):
     n, classes = draw.sizes(2, low=3)
-    return implementation(*batch(draw, n, classes, torch.float64), draw.number(0.05, 0.3))
+    logits, target, weight = batch(draw, n, classes, torch.float64)
+    result = implementation(logits.requires_grad_(), target, weight, draw.number(0.05, 0.3))
+    return {"loss": result, "gradient": gradients(result, logits)}
 
 
 @weighted_smoothed_ce.case
@@ -227,8 +229,9 @@ def weighs_samples_instead_of_classes(logits, target, weight, label_smoothing=0.
 
 
 @weighted_smoothed_ce.misconception(
-    "Without smoothing the weights have no effect: the plain mean comes out. That happens where "
-    "every sample is divided by its own weight, so that it cancels. Divide one sum by another."
+    "Without smoothing the weights have no effect: the plain mean comes out. Either they are left "
+    "out there, or every sample is divided by its own weight, so that it cancels. The weighted "
+    "mean is one sum divided by another."
 )
 def divides_sample_by_sample(logits, target, weight, label_smoothing=0.0):
     q = smoothed(logits, target, label_smoothing)
