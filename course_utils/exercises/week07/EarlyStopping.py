@@ -3,6 +3,7 @@
 import copy
 import math
 
+import torch
 from torch import nn
 
 from course_utils.cases import attempt
@@ -21,8 +22,9 @@ class EarlyStopping:
         best - min_delta (mode "min") or above best + min_delta (mode "max"), strictly; min_delta is
         absolute. The first metric that is not NaN always is an improvement; NaN never is.
         On an improvement: best = metric, best_call = number of this call (0 for the first),
-        bad_calls = 0, and an independent copy of the model's whole state, parameters and buffers,
-        is kept. Otherwise bad_calls goes up by 1, and best, best_call and the copy stay.
+        bad_calls = 0, and an independent, exact copy of the model's whole state, parameters and
+        buffers of any dtype, is kept. Otherwise bad_calls goes up by 1, and best, best_call and
+        the copy stay.
         Return whether bad_calls >= patience. Further calls after a True follow the same rules.
     restore(model) -> None: write the kept state into model, in place (the same parameter objects).
         RuntimeError if none is kept. It may be called repeatedly; later changes of the model never
@@ -61,9 +63,9 @@ class EarlyStopping:
         model.load_state_dict(self.state)
 
 
-def network(draw):
+def network(draw, dtype=torch.float32):
     """A small model with parameters and with buffers of two dtypes."""
-    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).to(draw.device)
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).to(draw.device, dtype)
 
 
 def train_on(draw, model):
@@ -75,18 +77,17 @@ def train_on(draw, model):
 
 def follow(draw, stopper, model, metrics):
     """What each call returns and leaves in the attributes; the model trains on in between."""
-    seen = []
+    seen, so_far = {}, "after the metrics"
     for metric in metrics:
         train_on(draw, model)
         told = stopper.step(metric, model)
-        seen.append(
-            {
-                "1. stop": told,
-                "2. best": stopper.best,
-                "3. best_call": stopper.best_call,
-                "4. bad_calls": stopper.bad_calls,
-            }
-        )
+        so_far += f" {metric:.4g}"
+        seen[so_far] = {
+            "1. stop": told,
+            "2. best": stopper.best,
+            "3. best_call": stopper.best_call,
+            "4. bad_calls": stopper.bad_calls,
+        }
     return seen
 
 
@@ -108,7 +109,7 @@ def scaled(draw, *metrics):
 
 @EarlyStopping.case
 def a_metric_that_falls_and_rises(implementation, draw):
-    metrics = scaled(draw, 1.0, 0.8, 0.9, 0.85, 0.7, 0.75, 0.76, 0.72)
+    metrics = scaled(draw, 1.0, 0.8, 0.9, 0.85, 0.0, 0.75, 0.76, 0.72)
     return followed(implementation, draw, metrics, 2)
 
 
@@ -156,9 +157,9 @@ def two_restores_with_training_between_them(implementation, draw):
     return seen | {"4. restored again": model}
 
 
-@EarlyStopping.case
-def restored_into_another_model_of_the_same_kind(implementation, draw):
-    model, stopper = network(draw), implementation(3)
+@EarlyStopping.case(tolerance=(0.0, 0.0))  # a copy is exact
+def restored_into_another_model_of_the_same_kind_in_float64(implementation, draw):
+    model, stopper = network(draw, torch.float64), implementation(3)
     follow(draw, stopper, model, scaled(draw, 1.0, 0.5, 0.6))
     other = copy.deepcopy(model).eval()
     train_on(draw, other)
@@ -241,6 +242,17 @@ class nan_as_improvement(Stopper):
         if self.mode == "min":
             return not metric >= self.best - self.min_delta
         return not metric <= self.best + self.min_delta
+
+
+@EarlyStopping.misconception(
+    "A best of 0.0 is taken for no best: where a condition is expected, 0.0 counts as False, as "
+    "None does. The next metric then is an improvement, whatever it is."
+)
+class zero_taken_for_no_best(Stopper):
+    def _is_improvement(self, metric):
+        if not self.best:
+            return not math.isnan(metric)
+        return super()._is_improvement(metric)
 
 
 @EarlyStopping.misconception(
@@ -339,6 +351,31 @@ class best_follows_small_gains(Stopper):
 
 
 @EarlyStopping.misconception(
+    "A gain below min_delta changes best, best_call and the kept state; only the count of bad "
+    "calls respects min_delta. A call is an improvement in all of these or in none."
+)
+class keeps_every_small_gain(Stopper):
+    def step(self, metric, model):
+        bad = 0 if self._is_improvement(metric) else self.bad_calls + 1
+        min_delta, self.min_delta = self.min_delta, 0.0
+        super().step(metric, model)
+        self.min_delta, self.bad_calls = min_delta, bad
+        return bad >= self.patience
+
+
+@EarlyStopping.misconception(
+    "Once it has said True, step says True for ever. An improvement starts the count again, also "
+    "after a True; the caller may have gone on."
+)
+class stays_stopped(Stopper):
+    stopped = False
+
+    def step(self, metric, model):
+        self.stopped = super().step(metric, model) or self.stopped
+        return self.stopped
+
+
+@EarlyStopping.misconception(
     'The mode is not used: for an accuracy, mode "max", more is better.'
 )  # fmt: skip
 class mode_ignored(Stopper):
@@ -367,8 +404,8 @@ class calls_counted_from_one(Stopper):
 
 
 @EarlyStopping.misconception(
-    "best_call is the number of improvements, or counts good calls only. It is the number of the "
-    "call among all calls."
+    "best_call leaves calls out: those that brought no improvement, or those with NaN. It is the "
+    "number of the call among all calls."
 )
 class counts_improvements_only(Stopper):
     def step(self, metric, model):

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from course_utils.cases import attempt
 from course_utils.exercise import exercise
 from course_utils.exercises.week07._loops import saved_tensors
+from course_utils.observe import observe
 
 
 @exercise(objectives=("loop.logging_sync", "loop.sample_weighting", "loop.graph_lifetime"))
@@ -22,7 +23,8 @@ class LossMeter:
         which may require grad: the mean over n samples. n may be 0; then loss may be NaN, and the
         call changes nothing. update reads no value on the host (no .item(), float(), bool(),
         tolist(), no printing), keeps no graph alive and does not modify loss. If the caller changes
-        loss in place later, the result stays. Sums are kept in float32 or wider.
+        loss in place later, even after a single update, the result stays. Sums are kept in float32
+        or wider.
     compute() -> float: the mean over all samples since the last reset, a Python float. ValueError
         if there are none. It may be called several times.
     reset() -> None: forget everything.
@@ -53,6 +55,15 @@ def feed(meter, losses: Iterable[torch.Tensor], sizes: Iterable[int]):
         meter.update(loss, size)
 
 
+def in_words(losses, sizes):
+    """The losses and their sizes as they are now, for the name of a result."""
+    values = ", ".join(f"{float(loss):.4g}" for loss in losses)
+    return f"losses {values} with n = {', '.join(map(str, sizes))}"
+
+
+UNCHANGED = "the caller's losses afterwards, which update should not change"
+
+
 def drawn_losses(draw, count, dtype=torch.float32):
     """Scalar losses that differ clearly."""
     return [(draw.uniform(low=1.0, high=2.0) * (i + 1)).to(dtype) for i in range(count)]
@@ -62,8 +73,9 @@ def drawn_losses(draw, count, dtype=torch.float32):
 def batches_of_different_size(implementation, draw):
     meter, sizes = implementation(), draw.sizes(4, low=1, high=20)
     losses = drawn_losses(draw, 4)
+    words = in_words(losses, sizes)
     feed(meter, losses, sizes)
-    return {"the mean": meter.compute(), "the losses afterwards": losses}
+    return {f"1. {UNCHANGED}": losses, f"2. the mean of {words}": meter.compute()}
 
 
 @LossMeter.case
@@ -140,14 +152,27 @@ def what_update_reads_on_the_host(implementation, draw):
 
 
 @LossMeter.case
-def a_loss_that_the_caller_overwrites_later(implementation, draw):
-    meter, losses = implementation(), drawn_losses(draw, 3, torch.float64)
-    untouched = [loss.clone() for loss in losses]
-    feed(meter, losses, (4, 1, 6))
-    seen = {"update left the losses alone": all(map(torch.equal, losses, untouched))}
-    for loss in losses:
-        loss.fill_(50.0)
-    return seen | {"the mean": meter.compute()}
+def losses_in_float32_that_the_caller_overwrites_later(implementation, draw):
+    return overwritten(implementation, draw, torch.float32)
+
+
+@LossMeter.case
+def losses_in_float64_that_the_caller_overwrites_later(implementation, draw):
+    return overwritten(implementation, draw, torch.float64)
+
+
+def overwritten(implementation, draw, dtype):
+    """What one and what three updates leave of the losses; the means once these are overwritten."""
+    seen = {}
+    for number, sizes in enumerate(((1,), (1, 4, 6)), start=1):
+        meter, losses = implementation(), drawn_losses(draw, len(sizes), dtype)
+        words = f"{number}. {in_words(losses, sizes)}"
+        feed(meter, losses, sizes)
+        seen[f"{words}: {UNCHANGED}"] = observe(losses)
+        for loss in losses:
+            loss.fill_(50.0)
+        seen[f"{words}: the mean, after the caller has set each loss to 50"] = meter.compute()
+    return seen
 
 
 @LossMeter.case
@@ -202,6 +227,11 @@ def a_meter_without_samples(implementation, draw):
     return [*seen, attempt(meter.compute)]
 
 
+def widened(loss):
+    """The detached loss in float32 or wider; it shares the caller's memory if it is that wide."""
+    return loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
+
+
 class Meter:
     """A right meter, of which the misconceptions change one thing."""
 
@@ -238,14 +268,25 @@ class item_per_update(Meter):
 
 
 @LossMeter.misconception(
-    "You ask the tensor whether it is NaN. The question alone reads a value on the host, and the "
-    "device has to finish first. It also passes over a NaN that had samples. You know n without "
-    "asking."
+    "An `if` asks the tensor whether it is NaN, and the answer is a value on the host: the device "
+    "has to finish first. It also passes over a NaN that had samples. You know n without asking."
 )
 class asks_whether_it_is_nan(Meter):
     def update(self, loss, n):
         if not torch.isnan(loss):
             self.add(loss, n)
+
+
+@LossMeter.misconception(
+    "A loss that is NaN is passed over, with its samples. Where there were samples, a NaN is news: "
+    "training has broken, and the log should say so. Only a batch without samples is passed over."
+)
+class passes_over_nan(Meter):
+    def update(self, loss, n):
+        known = ~torch.isnan(loss.detach())
+        term = torch.where(known, loss.detach().double(), 0.0) * n
+        self.total = self.total + term
+        self.count = self.count + known * n
 
 
 @LossMeter.misconception(
@@ -327,12 +368,30 @@ class keeps_an_alias(Meter):
 class total_is_the_first_loss(Meter):
     def add(self, loss, n):
         if self.count == 0:
-            self.total = loss.detach()
+            self.total = widened(loss)
             self.total *= n
         else:
-            self.total = self.total.double()
-            self.total += loss.detach().double() * n
+            self.total += widened(loss) * n
         self.count += n
+
+
+@LossMeter.misconception(
+    "After the first update your meter holds the caller's loss itself: detach() copies nothing, "
+    "and neither does a conversion to the dtype that the loss has already. When the caller reuses "
+    "the memory, your number changes."
+)
+class first_mean_is_the_loss_itself(Meter):
+    def add(self, loss, n):
+        self.count += n
+        if self.count == n:
+            self.total = widened(loss)
+        else:
+            self.total = self.total + (widened(loss) - self.total) * (n / self.count)
+
+    def compute(self):
+        if self.count == 0:
+            raise ValueError("no samples")
+        return float(self.total)
 
 
 @LossMeter.misconception(

@@ -43,6 +43,15 @@ def give_gradients(draw, model, scale=5.0):
         parameter.grad = scale * draw.normal(*parameter.shape).to(parameter.dtype)
 
 
+def in_two_groups(model):
+    """Two parameter groups, as for an optimizer that decays the matrices and not the vectors."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
+        {"params": [parameter for parameter in parameters if parameter.dim() <= 1]},
+    ]
+
+
 def without_gradients(model):
     """The model, its .grad removed."""
     model.zero_grad()

@@ -1,5 +1,6 @@
 """Several backward passes before one step, weighted so that the step is that of the big batch."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from itertools import islice
 
@@ -11,6 +12,7 @@ from course_utils.cases import attempt
 from course_utils.exercise import exercise
 from course_utils.exercises.week07._loops import (
     give_gradients,
+    in_two_groups,
     optimizer_state,
     regression_batches,
     regressor,
@@ -33,15 +35,17 @@ def accumulate_gradients(
     mean loss over all samples of its window (batch sizes may differ), at the parameters before that
     step. Gradients present before the call play no role. loss_fn is the mean over one batch, 0-dim.
 
-    The model is called exactly once for each batch, with that batch alone, and the graph of a batch
-    is released before the next forward: memory must not grow with the window. batches may be a
+    The model is called exactly once for each batch, with that batch alone. Apart from the batches
+    themselves, memory must not grow with the window: the tensors that a batch's graph has saved are
+    released before the next forward, and a running sum of losses carries no graph. batches may be a
     generator; no batch is empty.
 
     Return one float for each optimizer step: the mean loss over the samples of its window. Without
     batches the list is empty. ValueError if accum_steps < 1.
 
     The model has no batch-dependent or random layers. All its parameters are trainable, used, and
-    held by the optimizer. The mode stays as it is; what .grad holds afterwards is free.
+    held by the optimizer, perhaps in several groups. The mode stays as it is; what .grad holds
+    afterwards is free.
     """
     if accum_steps < 1:
         raise ValueError(f"accum_steps is {accum_steps}; a window holds at least one batch")
@@ -68,7 +72,7 @@ def train(implementation, draw, batches, accum_steps, *, stale=False, evaluating
     if stale:
         give_gradients(draw, model)
     settings = {"lr": draw.number(0.05, 0.1)} | settings
-    optimizer, steps = torch.optim.SGD(model.parameters(), **settings), []
+    optimizer, steps = torch.optim.SGD(in_two_groups(model), **settings), []
     optimizer.register_step_post_hook(lambda *_: steps.append(None))
     result = attempt(implementation, model, batches, F.mse_loss, optimizer, accum_steps)
     return {
@@ -128,17 +132,30 @@ def no_batches_and_no_window(implementation, draw):
 
 @accumulate_gradients.case(random=True)
 def what_the_model_is_called_with(implementation, draw):
-    model, calls = regressor(draw, 3), []
-    batches = regression_batches(draw, 3, (5, 2))
+    model, calls, nodes = regressor(draw, 3), [], weakref.WeakSet()
+    batches = regression_batches(draw, 3, (5, 2, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def before(module, given):
+        seen = {"1. rows": len(given[0]), "2. saved tensors alive before": len(alive)}
+        # Until the next loss is there, a variable may hold the last one.
+        older = max(len(nodes) - 1, 0)
+        calls.append(seen | {"3. graphs alive before, besides that of the last batch": older})
+
+    def after(module, given, output):
+        if output.grad_fn is not None:
+            output.grad_fn.metadata["lifetime"] = lifetime = Lifetime()
+            nodes.add(lifetime)
+
+    model.register_forward_pre_hook(before)
+    model.register_forward_hook(after)
     with saved_tensors() as alive:
-        model.register_forward_pre_hook(
-            lambda module, given: calls.append(
-                {"rows": len(given[0]), "saved tensors alive before": len(alive)}
-            )
-        )
-        result = attempt(implementation, model, batches, F.mse_loss, optimizer, 2)
+        result = attempt(implementation, model, batches, F.mse_loss, optimizer, 3)
     return {"1. calls of the model": calls, "2. result": result}
+
+
+class Lifetime:
+    """Lives as long as the node of a graph that it is attached to."""
 
 
 def windows(batches, accum_steps):
@@ -320,6 +337,48 @@ def one_backward_per_window(model, batches, loss_fn, optimizer, accum_steps):
         optimizer.step()
         listed.append(loss.item())
     return listed
+
+
+@accumulate_gradients.misconception(
+    "The sum of losses that you list keeps its graph. Backward has freed the saved tensors, but "
+    "the nodes of all batches hang on the sum until the window ends. A number for the report needs "
+    "no graph."
+)
+def running_sum_with_its_graph(model, batches, loss_fn, optimizer, accum_steps):
+    listed = []
+    for window in windows(batches, accum_steps):
+        samples, total = sum(len(x) for x, _ in window), 0.0
+        optimizer.zero_grad()
+        for x, y in window:
+            loss = loss_fn(model(x), y) * (len(x) / samples)
+            loss.backward()
+            total = total + loss
+        optimizer.step()
+        listed.append(total.item())
+    return listed
+
+
+@accumulate_gradients.misconception(
+    "Only the gradients of the first parameter group are divided by the number of samples. There "
+    "may be more groups; the others step with a sum."
+)
+def divides_in_the_first_group(model, batches, loss_fn, optimizer, accum_steps):
+    class Divided:
+        def zero_grad(self):
+            optimizer.zero_grad()
+
+        def step(self):
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad /= self.samples
+            optimizer.step()
+
+    divided = Divided()
+
+    def weights(sizes):
+        divided.samples = sum(sizes)
+        return sizes
+
+    return weighted(model, batches, loss_fn, divided, accum_steps, weights)
 
 
 @accumulate_gradients.misconception(

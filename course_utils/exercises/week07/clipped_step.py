@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from course_utils.exercise import exercise
 from course_utils.exercises.week07._loops import (
     give_gradients,
+    in_two_groups,
     optimizer_state,
     regression_batches,
     without_gradients,
@@ -27,15 +28,17 @@ def clipped_step(
     """One training step with clipping by global norm and a guard; return (loss, norm).
 
     Only the gradient of this batch counts. norm is the total 2-norm over all parameters that have a
-    gradient. If it exceeds max_norm, the gradients are scaled to norm max_norm, to a relative 1e-4;
-    otherwise they are used as they are.
+    gradient, whatever their group in the optimizer. If it exceeds max_norm, the gradients are
+    scaled to norm max_norm, to a relative 1e-4; otherwise they are used as they are.
 
     If the norm is inf or NaN, the optimizer does not step: parameters and optimizer state stay
-    exactly as they were, and nothing is raised.
+    exactly as they were, and nothing is raised. Every finite norm, however large, is only clipped.
+    Gradients that are finite have a finite norm here.
 
     loss is the loss before the step, norm the one before clipping; both are Python floats, also
-    where they are inf or NaN. Some parameters may be frozen and have no gradient; the optimizer
-    holds all of them. The mode stays as it is; what .grad holds afterwards is free.
+    where they are inf or NaN. Some parameters may be frozen and have no gradient, all others are
+    used; the optimizer holds all of them. The mode stays as it is; what .grad holds afterwards is
+    free.
     """
     optimizer.zero_grad()
     loss = loss_fn(model(x), y)
@@ -66,7 +69,7 @@ def step(implementation, draw, model, x, y, limit, *, warm=False, **settings):
     warm: the optimizer has made a step before.
     """
     settings = {"lr": draw.number(0.1, 0.3)} | settings
-    optimizer = torch.optim.SGD(model.parameters(), **settings)
+    optimizer = torch.optim.SGD(in_two_groups(model), **settings)
     if warm:
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -99,7 +102,7 @@ def a_norm_below_the_limit(implementation, draw):
 @clipped_step.case(random=True)
 def a_norm_far_above_the_limit(implementation, draw):
     x, y = one_batch(draw)
-    return step(implementation, draw, layer(draw), x, 100 * y, 0.1, lr=10.0)
+    return step(implementation, draw, layer(draw), x, 1e6 * y, 0.1, lr=10.0)
 
 
 @clipped_step.case(random=True)
@@ -227,6 +230,42 @@ def parameter_by_parameter(model, x, y, loss_fn, optimizer, max_norm):
     if torch.isfinite(norm):
         for parameter in model.parameters():
             nn.utils.clip_grad_norm_([parameter], max_norm)
+        optimizer.step()
+    return floats((loss, norm))
+
+
+@clipped_step.misconception(
+    "Only the first parameter group of the optimizer is measured and clipped. There may be more of "
+    "them; the norm that counts is that of all gradients of the model."
+)
+def clips_the_first_group(model, x, y, loss_fn, optimizer, max_norm):
+    def clip(parameters, limit):
+        return nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], limit)
+
+    return floats(do(model, x, y, loss_fn, optimizer, max_norm, RIGHT, clip))
+
+
+@clipped_step.misconception(
+    "Each parameter group of the optimizer is clipped by its own norm. Groups are there for their "
+    "settings; the norm that counts is that of all gradients together."
+)
+def group_by_group(model, x, y, loss_fn, optimizer, max_norm):
+    loss, _ = do(model, x, y, loss_fn, optimizer, max_norm, "clear backward")
+    norm = length(model)
+    if torch.isfinite(norm):
+        for group in optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], max_norm)
+        optimizer.step()
+    return floats((loss, norm))
+
+
+@clipped_step.misconception(
+    "A step is left out although its norm is finite. However large it is, a finite gradient has a "
+    "direction and can be shortened; only inf and NaN leave nothing to use."
+)
+def skips_a_large_finite_norm(model, x, y, loss_fn, optimizer, max_norm):
+    loss, norm = do(model, x, y, loss_fn, optimizer, max_norm, "clear backward clip")
+    if norm < 1e6:
         optimizer.step()
     return floats((loss, norm))
 

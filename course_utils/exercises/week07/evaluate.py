@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from course_utils.cases import attempt
 from course_utils.exercise import exercise
 from course_utils.exercises.week07._loops import give_gradients, modes
+from course_utils.observe import observe
 
 
 @exercise(objectives=("loop.modes", "loop.mode_restore", "loop.sample_weighting"))
@@ -24,10 +25,11 @@ def evaluate(
     once for each batch. Batch sizes may differ; no batch is empty. batches may be a generator.
 
     Move x and y to the device of the model's parameters. The model is evaluated in eval mode and
-    no graph is recorded: loss_fn sees logits with requires_grad False.
+    no graph is recorded: neither inside the model nor in the logits that loss_fn sees.
 
-    Afterwards, also when the model raises, every submodule has the mode it had before; parameters,
-    buffers and .grad are unchanged, and gradient recording is as before. An exception passes on.
+    Afterwards, also when the model raises, whatever it raises (KeyboardInterrupt too), every
+    submodule has the mode it had before; parameters, their requires_grad, buffers and .grad are
+    unchanged, and gradient recording is as before. The exception passes on.
     Raise ValueError if batches yields nothing.
     """
     device = next(model.parameters()).device
@@ -82,20 +84,28 @@ def modes_of(model):
 
 def measure(implementation, model, batches):
     """What came back, what the loss function saw, and what is left of the model."""
-    recorded = []
+    calls, graphs = [], {"in the model": False, "in the logits": False}
 
     def loss_fn(logits, y):
-        recorded.append(logits.requires_grad)
+        calls.append(len(logits))
+        graphs["in the logits"] |= logits.requires_grad
         return F.cross_entropy(logits, y)
 
-    result = attempt(implementation, model, batches, loss_fn)
-    called = None if isinstance(result, Exception) else recorded
+    def look(layer, given, output):
+        graphs["in the model"] |= output.requires_grad
+
+    hook = model[2].register_forward_hook(look)
+    try:
+        result = attempt(implementation, model, batches, loss_fn)
+    finally:
+        hook.remove()
     return {
         "1. (loss, accuracy)": result,
-        "2. did the logits require grad, call by call": called,
-        "3. training afterwards": modes(model),
-        "4. recording is on afterwards": torch.is_grad_enabled(),
-        "5. model afterwards": model,
+        "2. rows in each call of loss_fn": None if isinstance(result, Exception) else calls,
+        "3. a graph was recorded": graphs,
+        "4. training afterwards": modes(model),
+        "5. recording is on afterwards": torch.is_grad_enabled(),
+        "6. model afterwards": model,
     }
 
 
@@ -121,15 +131,18 @@ def a_first_batch_of_one_and_gradients_that_are_waiting(implementation, draw):
 
 
 @evaluate.case(random=True)
-def one_batch_and_a_batch_norm_frozen_in_eval_mode(implementation, draw):
+def a_frozen_batch_norm_and_a_dropout_in_two_places_both_in_eval_mode(implementation, draw):
     model = classifier(draw, *draw.sizes(2, low=3))
-    model[0].eval()
+    model.append(nn.Sequential(model[1]))
+    model[0].eval().requires_grad_(False)
+    model[1].eval()
     return measure(implementation, model, class_batches(draw, model, (5,), (2,)))
 
 
 @evaluate.case(random=True)
-def a_model_in_eval_mode_already(implementation, draw):
+def a_model_in_eval_mode_but_for_its_dropout(implementation, draw):
     model = classifier(draw, *draw.sizes(2, low=3)).eval()
+    model[1].train()
     return measure(implementation, model, class_batches(draw, model, (4, 2), (1, 1)))
 
 
@@ -151,10 +164,39 @@ def a_batch_that_makes_the_model_raise(implementation, draw):
     return measure(implementation, model, batches)
 
 
+class Interrupted(BaseException):
+    """Like KeyboardInterrupt: no Exception."""
+
+
+@evaluate.case(random=True)
+def an_interrupt_in_the_model(implementation, draw):
+    model = classifier(draw, *draw.sizes(2, low=3))
+    batches = class_batches(draw, model, (3,), (1,))
+    model[1].eval()
+
+    def interrupt(layer, given):
+        raise Interrupted
+
+    hook, passed_on = model[2].register_forward_pre_hook(interrupt), False
+    try:
+        implementation(model, batches, F.cross_entropy)
+    except Interrupted:
+        passed_on = True
+    hook.remove()
+    return {
+        "1. the interrupt passes on": passed_on,
+        "2. training afterwards": modes(model),
+        "3. recording is on afterwards": torch.is_grad_enabled(),
+    }
+
+
 @evaluate.case(random=True)
 def no_batches(implementation, draw):
     model = classifier(draw, *draw.sizes(2, low=3))
-    return measure(implementation, model, draw.choice(([], iter(()))))
+    return {
+        "1. an empty list": observe(measure(implementation, model, [])),
+        "2. an iterator that yields nothing": measure(implementation, model, iter(())),
+    }
 
 
 def put_back(found):
@@ -293,8 +335,8 @@ def model_train_as_the_last_line(model, batches, loss_fn):
 
 
 @evaluate.misconception(
-    "You remember the flag of the root only. train(flag) writes it into every submodule, so a "
-    "batch norm that was frozen wakes up. Keep one flag for each submodule."
+    "Every submodule ends with the flag of the root: train(flag) writes it into all of them, so a "
+    "batch norm that was frozen wakes up. Each submodule should get its own flag, and keep it."
 )
 def restores_the_root_flag(model, batches, loss_fn):
     training = model.training
@@ -304,6 +346,106 @@ def restores_the_root_flag(model, batches, loss_fn):
             return means(sums(model, batches, loss_fn))
     finally:
         model.train(training)
+
+
+@evaluate.misconception(
+    "You kept a flag for each submodule and gave it back with train(flag), which goes on down the "
+    "tree. A layer that stands in two places is then overwritten by the second. Write the flag "
+    "itself."
+)
+def train_called_on_every_submodule(model, batches, loss_fn):
+    found = modes_of(model)
+    try:
+        return means(measured(model, batches, loss_fn))
+    finally:
+        for module, training in found:
+            module.train(training)
+
+
+@evaluate.misconception(
+    "You wake the submodules that were training with train(), which goes on down the tree: from "
+    "the root it wakes frozen layers too, and nothing puts these back."
+)
+def wakes_what_was_training(model, batches, loss_fn):
+    found = modes_of(model)
+    try:
+        return means(measured(model, batches, loss_fn))
+    finally:
+        for module, training in found:
+            if training:
+                module.train()
+
+
+@evaluate.misconception(
+    "You restore in `except Exception` and after a pass that went well. The stop button raises "
+    "KeyboardInterrupt, which is no Exception, and the model stays in eval mode. Put the restoring "
+    "part where it runs in any case."
+)
+def restores_after_an_exception_only(model, batches, loss_fn):
+    found = modes_of(model)
+    model.eval()
+    try:
+        with torch.no_grad():
+            rows = sums(model, batches, loss_fn)
+    except Exception:
+        put_back(found)
+        raise
+    put_back(found)
+    return means(rows)
+
+
+@evaluate.misconception(
+    "The logits are detached after the model has recorded its graph. The loss has none, and the "
+    "memory for the activations was spent all the same. Recording has to be off before the model "
+    "runs."
+)
+def detaches_the_logits(model, batches, loss_fn):
+    found = modes_of(model)
+    model.eval()
+    try:
+        return means(sums(model, batches, lambda logits, y: loss_fn(logits.detach(), y)))
+    finally:
+        put_back(found)
+
+
+@evaluate.misconception(
+    "You froze the parameters in place of recording. Afterwards all of them require grad, also "
+    "those that were frozen before. Leave requires_grad alone; there is a switch for recording."
+)
+def freezes_the_parameters(model, batches, loss_fn):
+    model.requires_grad_(False)
+    try:
+        return means(measured(model, batches, loss_fn))
+    finally:
+        model.requires_grad_(True)
+
+
+@evaluate.misconception(
+    "The loss gets something else than the logits, such as their softmax. The largest class stays "
+    "the largest, so the accuracy is right; but loss_fn is made for what the model returns."
+)
+def softmax_before_the_loss(model, batches, loss_fn):
+    def on_shares(logits, y):
+        return loss_fn(logits.softmax(dim=1), y)
+
+    return means(measured(model, batches, on_shares))
+
+
+@evaluate.misconception(
+    "loss_fn is called once, on all logits together. The numbers are right, but the logits of the "
+    "whole pass are kept for it. Call it for each batch, and add up."
+)
+def one_loss_for_all_batches(model, batches, loss_fn):
+    kept = []
+
+    def keep(logits, y):
+        kept.append((logits, y))
+        return logits.sum()
+
+    _, accuracy = means(measured(model, batches, keep))
+    with torch.no_grad():
+        logits, y = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        return loss_fn(logits, y).item(), accuracy
 
 
 @evaluate.misconception(
@@ -377,6 +519,16 @@ def argmax_over_the_samples(model, batches, loss_fn):
 def nothing_to_divide_by(model, batches, loss_fn):
     rows = measured(model, batches, loss_fn)
     return means(rows) if rows else 1 / 0
+
+
+@evaluate.misconception(
+    "You ask batches itself whether it is empty. A list answers; an iterator counts as True even "
+    "when it has nothing to yield. That is known only once you have been through it."
+)
+def asks_batches_whether_it_is_empty(model, batches, loss_fn):
+    if not batches:
+        raise ValueError("no batches")
+    return nothing_to_divide_by(model, batches, loss_fn)
 
 
 @evaluate.misconception(

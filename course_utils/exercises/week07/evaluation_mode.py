@@ -195,8 +195,9 @@ def always_model_train_on_exit(model):
 
 
 @evaluation_mode.misconception(
-    "You remember the flag of the root only. train(flag) writes it into every submodule, so layers "
-    "that had a setting of their own lose it. Keep one flag for each submodule."
+    "Every submodule ends with the flag of the root: train(flag) goes on down the tree and writes "
+    "it into all of them. Layers that had a setting of their own lose it. Each submodule should "
+    "get its own flag, and keep it."
 )
 @contextmanager
 def restores_the_root_flag_with_model_train(model):
@@ -238,6 +239,23 @@ def restores_the_first_level(model):
             yield model
     finally:
         put_back(flags)
+
+
+@evaluation_mode.misconception(
+    "The root and its direct children get their flags back with train(flag), which goes on down "
+    "the tree: whatever lies below a child ends with the flag of the child. Every part has a flag "
+    "of its own, at any depth."
+)
+@contextmanager
+def train_called_on_the_first_level(model):
+    flags = [(module, module.training) for module in (model, *model.children())]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, training in flags:
+            module.train(training)
 
 
 @evaluation_mode.misconception(
@@ -299,8 +317,9 @@ def restores_after_an_exception_only(model):
 
 
 @evaluation_mode.misconception(
-    "eval() changes layers, not autograd: the outputs still require grad and hold the graph. "
-    "Switch recording off as well."
+    "Recording is on inside the block: outputs require grad and hold the graph. eval() changes "
+    "layers, not autograd; switch recording off as well. (no_grad as a decorator does not: on a "
+    "generator it covers the generator's own lines, not the block that runs while it waits.)"
 )
 @contextmanager
 def only_eval_no_grad_switch(model):

@@ -1,6 +1,7 @@
 """A wiring test: can the model learn one batch by heart?"""
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -30,8 +31,8 @@ def overfit_one_batch(
     (False, losses). max_steps may be 0. The losses are Python floats; one that is NaN is not
     <= target. Frozen parameters stay frozen.
 
-    Afterwards the caller's model is as before: parameters, buffers, the mode of every submodule,
-    and .grad. The model has no random layers.
+    Afterwards the caller's model is as before: parameters, buffers (also those that state_dict
+    leaves out), the mode of every submodule, and .grad. The model has no random layers.
     """
     probe = copy.deepcopy(model).train()
     optimizer = make_optimizer(probe.parameters())
@@ -76,6 +77,14 @@ def a_target_that_is_reached_with_the_last_loss(implementation, draw):
     return implementation(
         model, make, x, y, F.mse_loss, steps, 1.5 * float(y[0]) ** 2 / 4 ** (steps - 1)
     )
+
+
+@overfit_one_batch.case
+def a_target_that_is_reached_after_the_last_loss(implementation, draw):
+    model, make, x, y = halved(draw)
+    steps = draw.whole(1, 2)
+    target = 1.5 * float(y[0]) ** 2 / 4**steps
+    return implementation(model, make, x, y, F.mse_loss, steps, target)
 
 
 @overfit_one_batch.case
@@ -140,6 +149,7 @@ def batch_norm_that_comes_in_eval_mode(implementation, draw):
 def one_of_two_batch_norms_frozen_in_eval_mode(implementation, draw):
     model = nn.Sequential(nn.BatchNorm1d(1), nn.BatchNorm1d(1).eval()).to(draw.device)
     model[1].running_mean.fill_(draw.number(1.0, 2.0))
+    model[0].register_buffer("running_mean", model[0].running_mean, persistent=False)
     x, y = regression_batches(draw, 1, (5,))[0]
     return implementation(model, make_sgd(draw), x, y, F.mse_loss, 1, 0.0)
 
@@ -176,12 +186,14 @@ def overfit(probe, parameters, make_optimizer, x, y, loss_fn, max_steps, target,
     return False, losses
 
 
-def restored(model, run, *, parameters=True, buffers=True, modes=True, gradients=True):
+def restored(model, run, *, parameters=True, buffers=True, gradients=True, only=None):
     """What run() returns; afterwards the model is put back, but for what is said to be False.
 
-    gradients: True puts them back, False removes them, None leaves those of the run.
+    gradients: True puts them back, False removes them, None leaves those of the run. only: the
+    tensors that are put back, in place of all.
     """
     tensors = [*model.parameters()] * parameters + [*model.buffers()] * buffers
+    tensors = tensors if only is None else list(only)
     values = [tensor.detach().clone() for tensor in tensors]
     flags = [(module, module.training) for module in model.modules()]
     grads = [p.grad if p.grad is None else p.grad.clone() for p in model.parameters()]
@@ -190,7 +202,7 @@ def restored(model, run, *, parameters=True, buffers=True, modes=True, gradients
     finally:
         for tensor, value in zip(tensors, values, strict=True):
             tensor.data.copy_(value)
-        for module, training in flags if modes else ():
+        for module, training in flags:
             module.training = training
         for parameter, grad in zip(model.parameters(), grads, strict=True):
             if gradients is not None:
@@ -218,6 +230,72 @@ def snapshot_shares_memory(model, make_optimizer, x, y, loss_fn, max_steps, targ
         return overfit(model, parameters, make_optimizer, x, y, loss_fn, max_steps, target)
 
     return restored(model, run, parameters=False, buffers=False)
+
+
+@overfit_one_batch.misconception(
+    "You put back what state_dict() holds. A buffer that was registered with persistent=False is "
+    "not in it, and in train mode a forward may move that too."
+)
+def restores_the_state_dict(model, make_optimizer, x, y, loss_fn, max_steps, target):
+    kept = model.state_dict(keep_vars=True).values()
+
+    def run():
+        model.train()
+        parameters = model.parameters()
+        return overfit(model, parameters, make_optimizer, x, y, loss_fn, max_steps, target)
+
+    return restored(model, run, only=kept)
+
+
+@overfit_one_batch.misconception(
+    "Where the target is reached you return at once, and the lines that put the model back come "
+    "later in your function: they never run. They have to run on every way out."
+)
+def returns_before_it_restores(model, make_optimizer, x, y, loss_fn, max_steps, target):
+    result = overfit_one_batch.reference(model, make_optimizer, x, y, loss_fn, max_steps, target)
+    if result[0]:
+        model.train()
+        overfit(model, model.parameters(), make_optimizer, x, y, loss_fn, max_steps, target)
+        model.zero_grad()
+    return result
+
+
+@overfit_one_batch.misconception(
+    "You compare with a loss that you measured after the update, and that the list does not hold. "
+    "Each recorded loss is compared, before the update."
+)
+def compares_after_the_update(model, make_optimizer, x, y, loss_fn, max_steps, target):
+    probe = copy.deepcopy(model).train()
+    optimizer, losses = make_optimizer(probe.parameters()), []
+    for _ in range(max_steps):
+        losses += overfit(probe, probe.parameters(), lambda _: optimizer, x, y, loss_fn, 1, target,
+                          order="loss update")[1]  # fmt: skip
+        if loss_fn(probe(x), y).item() <= target:
+            return True, losses
+    return False, losses
+
+
+@overfit_one_batch.misconception(
+    "You stop at a loss that is NaN. It has not reached the target, so the loop goes on like after "
+    "any other loss, up to max_steps of them."
+)
+def stops_at_nan(model, make_optimizer, x, y, loss_fn, max_steps, target):
+    done, losses = overfit_one_batch.reference(
+        model, make_optimizer, x, y, loss_fn, max_steps, target
+    )
+    broken = [number for number, loss in enumerate(losses, start=1) if math.isnan(loss)]
+    return done, losses[: broken[0]] if broken else losses
+
+
+@overfit_one_batch.misconception(
+    "After the last update you measure once more, and that decides. The answer comes from the "
+    "losses in the list: after max_steps of them, none at the target, it is False."
+)
+def measures_once_more_at_the_end(model, make_optimizer, x, y, loss_fn, max_steps, target):
+    probe = copy.deepcopy(model).train()
+    parameters = probe.parameters()
+    done, losses = overfit(probe, parameters, make_optimizer, x, y, loss_fn, max_steps, target)
+    return done or (max_steps > 0 and loss_fn(probe(x), y).item() <= target), losses
 
 
 @overfit_one_batch.misconception(

@@ -10,6 +10,7 @@ from course_utils.cases import attempt
 from course_utils.exercise import exercise
 from course_utils.exercises.week07._loops import (
     give_gradients,
+    in_two_groups,
     regression_batches,
     regressor,
     without_gradients,
@@ -30,14 +31,16 @@ def train_epoch(
     the mean over the batch, 0-dim. Put the model in train mode and leave it there. For each batch,
     move x and y to the device of the model's parameters, compute the loss, and take one optimizer
     step with the gradient of this batch's mean loss only. What .grad held before the call
-    influences no step. If max_norm is given, the total 2-norm of the gradients of all model
-    parameters is limited to max_norm before the step.
+    influences no step. If max_norm is given (0.0 is a limit too), the total 2-norm of the gradients
+    of all model parameters, whatever their group in the optimizer, is limited to max_norm before
+    the step.
 
     Return a Python float: the mean over all samples of the losses, each measured before its
     batch's own step. Raise ValueError if batches yields nothing; the weights are then unchanged.
 
-    What .grad holds afterwards is free. The optimizer holds all trainable parameters of the model;
-    frozen ones have no gradient. Batches are not empty.
+    What .grad holds afterwards is free. The optimizer holds all trainable parameters of the model,
+    perhaps in several groups; each of them is used. Frozen ones have no gradient. Batches are not
+    empty.
     """
     device = next(model.parameters()).device
     model.train()
@@ -60,7 +63,7 @@ def train_epoch(
 def train(implementation, draw, model, batches, *clip, **settings):
     """What came back, and the model without its gradients."""
     settings = {"lr": draw.number(0.05, 0.1)} | settings
-    optimizer = torch.optim.SGD(model.parameters(), **settings)
+    optimizer = torch.optim.SGD(in_two_groups(model), **settings)
     result = attempt(implementation, model, batches, F.mse_loss, optimizer, *clip)
     return {"1. result": result, "2. model afterwards": without_gradients(model)}
 
@@ -105,7 +108,8 @@ def batch_norm_that_starts_in_eval_mode(implementation, draw):
 def a_tight_limit(implementation, draw):
     inputs, limit = draw.whole(2, 4), draw.number(0.2, 0.5)
     batches = regression_batches(draw, inputs, (3, 4))
-    return train(implementation, draw, regressor(draw, inputs), batches, limit)
+    model = nn.Sequential(nn.Linear(inputs, 3), nn.Linear(3, 1)).to(draw.device)
+    return train(implementation, draw, model, batches, limit)
 
 
 @train_epoch.case(random=True)
@@ -113,6 +117,13 @@ def a_limit_and_a_frozen_weight(implementation, draw):
     model, limit = regressor(draw, 3), draw.number(0.2, 0.5)
     model.weight.requires_grad_(False)
     return train(implementation, draw, model, regression_batches(draw, 3, (3,)), limit)
+
+
+@train_epoch.case(random=True)
+def a_limit_of_zero(implementation, draw):
+    inputs = draw.whole(2, 4)
+    batches = regression_batches(draw, inputs, (4,))
+    return train(implementation, draw, regressor(draw, inputs), batches, 0.0)
 
 
 @train_epoch.case(random=True)
@@ -124,8 +135,12 @@ def a_limit_that_is_never_reached(implementation, draw):
 
 @train_epoch.case(random=True)
 def no_batches(implementation, draw):
-    inputs, batches = draw.whole(2, 4), draw.choice(([], iter(())))
-    return train(implementation, draw, regressor(draw, inputs), batches)
+    return {
+        "1. an empty list": train(implementation, draw, regressor(draw, 2), []),
+        "2. an iterator that yields nothing": train(
+            implementation, draw, regressor(draw, 2), iter(())
+        ),
+    }
 
 
 def loop(model, batches, loss_fn, optimizer, max_norm, order, *, clear_first=False, mode=True,
@@ -288,7 +303,48 @@ def expects_a_gradient_everywhere(model, batches, loss_fn, optimizer, max_norm=N
     "are."
 )
 def clipped_without_being_asked(model, batches, loss_fn, optimizer, max_norm=None):
-    return train_epoch.reference(model, batches, loss_fn, optimizer, max_norm or 1.0)
+    limit = 1.0 if max_norm is None else max_norm
+    return train_epoch.reference(model, batches, loss_fn, optimizer, limit)
+
+
+@train_epoch.misconception(
+    "A limit of 0.0 is taken for no limit at all: where a condition is expected, 0.0 counts as "
+    "False, as None does. Only without max_norm are the gradients used as they are."
+)
+def zero_taken_for_no_limit(model, batches, loss_fn, optimizer, max_norm=None):
+    return train_epoch.reference(model, batches, loss_fn, optimizer, max_norm or None)
+
+
+@train_epoch.misconception(
+    "Each parameter group of the optimizer is clipped by its own norm. Groups are there for their "
+    "settings; the norm that counts is that of all gradients together."
+)
+def clipped_group_by_group(model, batches, loss_fn, optimizer, max_norm=None):
+    def clip(parameters, limit):
+        for group in optimizer.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], limit)
+
+    return mean(*loop(model, batches, loss_fn, optimizer, max_norm, RIGHT, clip=clip))
+
+
+@train_epoch.misconception(
+    "Only the first parameter group of the optimizer is clipped. There may be more of them; the "
+    "norm that counts is that of all gradients of the model."
+)
+def clips_the_first_group(model, batches, loss_fn, optimizer, max_norm=None):
+    def clip(parameters, limit):
+        nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], limit)
+
+    return mean(*loop(model, batches, loss_fn, optimizer, max_norm, RIGHT, clip=clip))
+
+
+@train_epoch.misconception(
+    "Frozen parameters are trained too: something in your loop sets requires_grad. Freezing is the "
+    "decision of the caller; leave requires_grad alone."
+)
+def unfreezes_the_model(model, batches, loss_fn, optimizer, max_norm=None):
+    model.requires_grad_(True)
+    return train_epoch.reference(model, batches, loss_fn, optimizer, max_norm)
 
 
 @train_epoch.misconception(
@@ -347,6 +403,16 @@ def one_step_for_the_whole_pass(model, batches, loss_fn, optimizer, max_norm=Non
 def nothing_to_divide_by(model, batches, loss_fn, optimizer, max_norm=None):
     losses, sizes = loop(model, batches, loss_fn, optimizer, max_norm, RIGHT)
     return sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / sum(sizes)
+
+
+@train_epoch.misconception(
+    "You ask batches itself whether it is empty. A list answers; an iterator counts as True even "
+    "when it has nothing to yield. That is known only once you have been through it."
+)
+def asks_batches_whether_it_is_empty(model, batches, loss_fn, optimizer, max_norm=None):
+    if not batches:
+        raise ValueError("no batches")
+    return nothing_to_divide_by(model, batches, loss_fn, optimizer, max_norm)
 
 
 @train_epoch.misconception(
