@@ -51,44 +51,58 @@ class BestCheckpoints:
         return [str(self.folder / f"step{step}.pt") for _, step in self.kept]
 
 
-def keep(implementation, draw, metrics, k, mode=None, folder="best", others=(), read=False):
+def some_steps(draw, count):
+    """Steps that increase, with gaps."""
+    steps = [draw.whole(1, 9)]
+    while len(steps) < count:
+        steps.append(steps[-1] + draw.whole(1, 5))
+    return steps
+
+
+def keep(
+    implementation, draw, metrics, k, mode=None, *, steps=None, folder="best", others=(), read=False
+):
     """Add a checkpoint for each metric; what came back, the paths and the folder after each.
 
     read: look into the files at the end, too.
     """
+    steps = steps or some_steps(draw, len(metrics))
+    told_metrics = {f"step{step}.pt": metric for step, metric in zip(steps, metrics, strict=True)}
     with workplace(draw):
         Path(folder).mkdir(exist_ok=True)
         for name in others:
             Path(folder, name).write_bytes(b"not yours")
         best = implementation(folder, k, **({"mode": mode} if mode else {}))
-        state, step, seen = {"weight": draw.normal(3), "metric": None}, draw.whole(1, 9), []
-        for metric in metrics:
-            step += draw.whole(1, 5)
+        state, seen = {"weight": draw.normal(3), "metric": None}, {}
+        for place, (metric, step) in enumerate(zip(metrics, steps, strict=True), start=1):
             state["weight"] += 1  # the model goes on training in place
             state["metric"] = metric
             result = attempt(best.add, metric, step, state)
-            told = in_words(attempt(best.paths))
-            seen.append({"metric": metric, "1. add": result, "2. paths": told,
-                         "3. folder": sorted(os.listdir(folder))})  # fmt: skip
+            told = in_words(attempt(best.paths), told_metrics)
+            seen[f"{place}. metric {metric:.4g} at step {step}: "] = {
+                "1. add": result, "2. paths": told, "3. folder": sorted(os.listdir(folder))
+            }  # fmt: skip
         left = sorted(os.listdir(folder))
         contents = {name: attempt(torch.load, Path(folder, name))
                     for name in left if read and name not in others}  # fmt: skip
         kept = {name: Path(folder, name).read_bytes() for name in left if name in others}
-        return [*seen, {"contents": contents, "other files": kept}]
+        return seen | {"at the end": {"contents": contents, "other files": kept}}
 
 
-def in_words(paths):
-    """Paths from the current folder on, with the type of those that are no str."""
+def in_words(paths, metrics):
+    """Paths from the current folder on, their metrics, and the type of those that are no str."""
     if not isinstance(paths, list):
         return paths
-    return [in_word(path) for path in paths]
+    return [in_word(path, metrics) for path in paths]
 
 
-def in_word(path):
+def in_word(path, metrics):
     if not isinstance(path, str | os.PathLike):
         return path
-    where = Path(os.path.relpath(path)).as_posix()
-    return where if type(path) is str else f"{where} as a {type(path).__name__}"
+    where = Path(os.path.relpath(path))
+    metric = f" (metric {metrics[where.name]:.4g})" if where.name in metrics else ""
+    kind = "" if type(path) is str else f" as a {type(path).__name__}"
+    return where.as_posix() + kind + metric
 
 
 def distinct(draw, count):
@@ -109,13 +123,13 @@ def accuracies(implementation, draw):
 @BestCheckpoints.case
 def equal_metrics(implementation, draw):
     low = draw.number(0.1, 0.4)
-    return keep(implementation, draw, [0.5, low, 0.5, low, low], 2)
+    return keep(implementation, draw, [0.5, low, 0.5, low, low], 2, steps=range(8, 13))
 
 
 @BestCheckpoints.case
 def equal_accuracies(implementation, draw):
     high = draw.number(0.6, 0.9)
-    return keep(implementation, draw, [0.5, high, 0.5, high, 0.5], 3, "max")
+    return keep(implementation, draw, [0.5, high, 0.5, high, 0.5], 3, "max", steps=range(8, 13))
 
 
 @BestCheckpoints.case
@@ -142,8 +156,10 @@ def only_the_best_one(implementation, draw):
 
 @BestCheckpoints.case
 def other_files_in_the_folder(implementation, draw):
-    others = "last.pt", "step.txt", "step0.pt"
-    return keep(implementation, draw, distinct(draw, 4), 2, folder=".", others=others)
+    metrics, steps = [0.9, *distinct(draw, 3), 0.95], some_steps(draw, 5)
+    refused = f"step{steps[-1]}.pt"
+    others = "last.pt", "step.txt", "step0.pt", refused
+    return keep(implementation, draw, metrics, 2, steps=steps, folder=".", others=others)
 
 
 @BestCheckpoints.case
@@ -184,13 +200,14 @@ class Parts:
         if self.refuse(metric):
             return False
         entry = self.rank(metric), self.order(step), step
-        self.kept = sorted([*self.kept, entry])
+        ranking = sorted([*self.kept, entry])
+        if entry in ranking[self.k :]:
+            return False
         self.write(step, state)
-        dropped = self.kept[self.k :]
-        self.kept = self.kept[: self.k]
-        for _, _, old in dropped:
+        self.kept = ranking[: self.k]
+        for _, _, old in ranking[self.k :]:
             self.remove(old)
-        return entry not in dropped
+        return True
 
     def write(self, step, state):
         torch.save(state, self.file(step))
@@ -220,12 +237,6 @@ class keeps_the_last_k(Parts):
     "What drops out of the list stays on the disk, which fills up. Delete its file."
 )
 class evicted_files_stay(Parts):
-    def add(self, metric, step, state):
-        entry = self.rank(metric), self.order(step), step
-        if self.refuse(metric) or entry not in sorted([*self.kept, entry])[: self.k]:
-            return False
-        return super().add(metric, step, state)
-
     def remove(self, step):
         pass
 
@@ -235,8 +246,28 @@ class evicted_files_stay(Parts):
     "may be written."
 )
 class everything_is_written(Parts):
+    def add(self, metric, step, state):
+        kept = super().add(metric, step, state)
+        if not kept and not self.refuse(metric):
+            self.write(step, state)
+        return kept
+
     def remove(self, step):
         pass
+
+
+@BestCheckpoints.misconception(
+    "You write each file first, and delete it again if it is not among the best. A file of that "
+    "name which is not yours is lost. Decide before anything is written."
+)
+class writes_before_it_decides(Parts):
+    def add(self, metric, step, state):
+        if not self.refuse(metric):
+            self.write(step, state)
+        kept = super().add(metric, step, state)
+        if not kept and not self.refuse(metric):
+            self.remove(step)
+        return kept
 
 
 @BestCheckpoints.misconception("mode is not looked at: of accuracies you keep the worst.")
@@ -325,6 +356,15 @@ class reversed_as_a_whole(Parts):
 
 
 @BestCheckpoints.misconception(
+    "Equal metrics are put in the order of their names, and there step10 comes before step9. "
+    "Compare steps as numbers."
+)
+class steps_compared_as_text(Parts):
+    def order(self, step):
+        return str(step)
+
+
+@BestCheckpoints.misconception(
     "You keep a checkpoint only when it beats the best so far. The second best is worth a file "
     "too: compare with the worst that is kept, and not at all while there is room."
 )
@@ -389,6 +429,17 @@ class deletes_other_files(Parts):
             if str(file) not in self.paths():
                 file.unlink()
         return kept
+
+
+@BestCheckpoints.misconception(
+    "When one of your files drops out, every file named like a step is deleted, whoever wrote it. "
+    "Delete the one that dropped out."
+)
+class deletes_other_steps_when_one_drops_out(Parts):
+    def remove(self, step):
+        for file in self.folder.glob("step*.pt"):
+            if str(file) not in self.paths():
+                file.unlink()
 
 
 @BestCheckpoints.misconception(

@@ -164,6 +164,20 @@ class Runs:
         return all(torch.equal(value, last[name]) for name, value in first.items())
 
 
+def pieces(model, optimizer):
+    """What a resume has to bring back, by name: a message says which piece is another one."""
+    return {
+        "model": observe(model.state_dict()),
+        "optimizer's state": observe(optimizer.state_dict()["state"]),
+        "torch's global generator": observe(torch.get_rng_state()),
+    }
+
+
+def as_at_the_cut(before, after):
+    """For each piece whether it is, to the last bit, what it was."""
+    return {name: difference(before[name], after[name], (0, 0)) is None for name in before}
+
+
 def through_a_file(state):
     """The state after torch.save and torch.load."""
     file = io.BytesIO()
@@ -178,30 +192,32 @@ def resume(implementation, draw, before, after=1, *, file=False, batch_size=3):
     first = runs.fresh()
     seen = {"1. before the cut": first.run(before)}
     second = runs.fresh()  # made in between, which must not disturb the first
-    state = first.state_dict()
+    state, at_the_cut = first.state_dict(), pieces(*runs.models[0])
     straight = first.run(after)
     seen["2. uninterrupted"] = straight
     given = attempt(through_a_file, state) if file else state
     if isinstance(given, Exception):
-        return seen | {"3. torch.load": given, "6. afterwards": runs.afterwards()}
+        return seen | {"3. torch.load": given, "7. afterwards": runs.afterwards()}
     torch.rand(draw.whole(1, 5)), torch.rand(3, device=draw.device)
     second.load_state_dict(given)
+    seen["3. loaded, as at the cut"] = as_at_the_cut(at_the_cut, pieces(*runs.models[1]))
     resumed = second.run(after)
-    seen["3. resumed"] = resumed
-    seen["4. 100 * rates"] = runs.rates()
-    seen["5. equal bit for bit (losses, model)"] = [resumed == straight, runs.equal()]
-    return seen | {"6. afterwards": runs.afterwards()}
+    seen["4. losses after it"] = resumed
+    seen["5. rates * 100"] = runs.rates()
+    seen["6. equal bit for bit (losses, model)"] = [resumed == straight, runs.equal()]
+    return seen | {"7. afterwards": runs.afterwards()}
 
 
 @ResumableTrainer.case(random=True)
 def without_interruption(implementation, draw):
     runs = Runs(implementation, draw)
     trainer = runs.fresh(training=False)
-    seen = []
-    for steps in (1, 0, 1, 1):
+    seen = {}
+    for call, steps in enumerate((1, 0, 1, 1), start=1):
         losses = trainer.run(steps)
-        seen.append([losses, runs.rates()])
-    return {"1. losses and rates": seen, "2. afterwards": runs.afterwards()}
+        seen[f"{call}. run({steps}): "] = {"losses": losses, "rates * 100": runs.rates()}
+        runs.models[0][0].eval()  # somebody evaluates in between
+    return seen | {"5. afterwards": runs.afterwards()}
 
 
 @ResumableTrainer.case(random=True)
@@ -215,21 +231,32 @@ def resumed_inside_the_second_epoch_from_a_file(implementation, draw):
 
 
 @ResumableTrainer.case(random=True)
-def resumed_twice_inside_the_first_epoch(implementation, draw):
+def resumed_twice_inside_an_epoch_and_once_at_its_end(implementation, draw):
     runs = Runs(implementation, draw)
     trainer = runs.fresh()
     trainer.run(1)
-    state = trainer.state_dict()
-    frozen, seen = observe(state), []
-    for _ in range(2):  # the same trainer, which has run on in between
-        trainer.load_state_dict(state)
-        seen.append([trainer.run(2), runs.rates()])
-    unchanged = difference(observe(state), frozen, (0, 0)) is None
+    inside = trainer.state_dict()
+    frozen = observe(inside)
+    straight = trainer.run(1)
+    at_the_end = trainer.state_dict()
+    straight += trainer.run(1)
+    seen = []
+    for state, steps in ((inside, 2), (inside, 2), (at_the_end, 1)):
+        trainer.load_state_dict(state)  # the same trainer, now inside the second epoch
+        seen.append({"losses": trainer.run(steps), "rates * 100": runs.rates()})
+    losses = [resumed["losses"] for resumed in seen]
     return {
-        "1. the runs": seen,
-        "2. equal": seen[0] == seen[1],
-        "3. the snapshot is unchanged": unchanged,
-        "4. afterwards": runs.afterwards(),
+        "1. straight": straight,
+        "2. resumed inside the first epoch: ": seen[0],
+        "3. and once more: ": seen[1],
+        "4. resumed at its end: ": seen[2],
+        "5. equal bit for bit": [
+            straight == losses[0],
+            straight == losses[1],
+            straight[1:] == losses[2],
+        ],
+        "6. the snapshot is unchanged": difference(observe(inside), frozen, (0, 0)) is None,
+        "7. afterwards": runs.afterwards(),
     }
 
 
@@ -360,11 +387,63 @@ class rng_missing(Parts):
 
 
 @ResumableTrainer.misconception(
+    "You keep the seed of torch's global generator. It says where the sequence began, not where it "
+    "is: the dropout masks after a resume are those of the very beginning."
+)
+class initial_seed_stored(Parts):
+    without = ("cuda",)
+
+    def pieces(self):
+        return super().pieces() | {"rng": torch.initial_seed()}
+
+    def put_global(self, state):
+        torch.manual_seed(state["rng"])
+
+
+@ResumableTrainer.misconception(
     "The position in the epoch is missing, and its order. The interrupted epoch is given up and "
     "another one begins: some samples are seen twice, others not at all."
 )
 class position_missing(Parts):
     without = ("order", "cursor")
+
+
+@ResumableTrainer.misconception(
+    "What is left of the epoch stands in the snapshot as the list that training itself uses up. "
+    "Later steps empty it, and a resume then begins another epoch. Copy lists as well."
+)
+class live_list_of_batches(Parts):
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        self.batches = []
+
+    def step(self):
+        if not self.batches:
+            self.batches = list(self.draw_order().split(self.batch_size))
+        batch = self.batches.pop(0).to(self.x.device)
+        loss = self.train(self.x[batch], self.y[batch])
+        if not self.batches:
+            self.end_epoch()
+        return loss
+
+    def state_dict(self):
+        return super().state_dict() | {"batches": self.batches}
+
+    def put(self, state):
+        super().put(state)
+        self.batches = state["batches"]
+
+
+@ResumableTrainer.misconception(
+    "A snapshot from the end of an epoch holds no order, and loading it leaves the trainer the one "
+    "it stood in. It may have run before: what it had has to go, too."
+)
+class keeps_its_order_when_the_snapshot_has_none(Parts):
+    def put(self, state):
+        before = self.order
+        super().put(state)
+        if self.order is None:
+            self.order = before
 
 
 @ResumableTrainer.misconception(
@@ -495,7 +574,8 @@ class gradients_pile_up(Parts):
 
 
 @ResumableTrainer.misconception(
-    "The data generator is seeded in every epoch, so that all epochs have one order. Seed it once."
+    "All epochs have the same order: it is drawn once and kept, or the generator is seeded anew "
+    "for each of them. Seed once, and draw for each epoch."
 )
 class one_order_for_all_epochs(Parts):
     def draw_order(self):
@@ -558,14 +638,26 @@ class mode_not_set(Parts):
 
 
 @ResumableTrainer.misconception(
-    "Your losses are those after the step. The task asks for the loss that the step was computed "
-    "from."
+    "Training mode is set when the trainer is made, and not in run. Whoever evaluates between two "
+    "calls leaves the model in eval mode, and training goes on without dropout."
+)
+class mode_set_once(Parts):
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        self.model.train()
+
+    def prepare(self):
+        pass
+
+
+@ResumableTrainer.misconception(
+    "Your losses are those after the step, from a second forward pass, which draws dropout masks "
+    "of its own. The task asks for the loss that the step was computed from."
 )
 class losses_after_the_step(Parts):
     def train(self, x, y):
         super().train(x, y)
-        with torch.random.fork_rng():
-            return self.loss_fn(self.model(x), y).item()
+        return self.loss_fn(self.model(x), y).item()
 
 
 ResumableTrainer.hints(

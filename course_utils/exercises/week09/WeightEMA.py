@@ -46,8 +46,8 @@ class WeightEMA:
     def copy_to(self, model: nn.Module) -> None:
         """Write the shadow into the model, in place.
 
-        The parameters stay the same objects with the same requires_grad. Later changes of the
-        shadow do not reach the model, nor the other way round.
+        The parameters stay the same objects in the same memory, with the same requires_grad. Later
+        changes of the shadow do not reach the model, nor the other way round.
         """
         model.load_state_dict(self.shadow)
 
@@ -68,23 +68,26 @@ class WeightEMA:
 
 
 class Net(nn.Module):
-    """A layer, BatchNorm's float and int buffers, and a buffer that is not persistent."""
+    """A layer, BatchNorm's float and int buffers, a buffer of its own, and one not persistent."""
 
     def __init__(self, inputs, dtype=torch.float32):
         super().__init__()
         self.layer = nn.Linear(inputs, 2, dtype=dtype)
         self.norm = nn.BatchNorm1d(2, dtype=dtype)
+        self.register_buffer("offset", torch.zeros(2, dtype=dtype))
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
 
 
 class Tied(nn.Module):
-    """Two layers that share one weight: the state_dict has it under two names."""
+    """Two layers that share a weight and a buffer: the state_dict has each under two names."""
 
     def __init__(self, inputs):
         super().__init__()
         self.first = nn.Linear(inputs, inputs, bias=False)
         self.second = nn.Linear(inputs, inputs)
         self.second.weight = self.first.weight
+        for layer, mean in zip((self.first, self.second), [torch.zeros(2)] * 2, strict=True):
+            layer.register_buffer("mean", mean)
 
 
 def make(draw, dtype=torch.float32):
@@ -160,7 +163,7 @@ def frozen_parameters(implementation, draw):
 
 
 @WeightEMA.case
-def a_weight_under_two_names(implementation, draw):
+def a_weight_and_a_buffer_under_two_names(implementation, draw):
     model = change(draw, Tied(draw.whole(2, 3)).to(draw.device))
     return seen(fed(implementation, draw, model, 0.75, 2))
 
@@ -170,15 +173,23 @@ def copied_into_the_model(implementation, draw):
     model = make(draw)
     ema = fed(implementation, draw, model, 0.5, 2)
     change(draw, model)
-    before = list(model.parameters())
+    average = seen(ema)
+    before = [(p, p.data_ptr()) for p in model.parameters()]
     result = ema.copy_to(model)
-    kept = [a is b for a, b in zip(before, model.parameters(), strict=True)]
+    after = [(p, p.data_ptr()) for p in model.parameters()]
     copied = observe(model)
     ema.update(change(draw, make_like(model)))
     still = observe(model)
     change(draw, model)
-    return {"1. returned": result, "2. model": copied, "3. same parameters": kept,
-            "4. model after an update": still, "5. average": seen(ema)}  # fmt: skip
+    return {
+        "1. average": average,
+        "2. returned": result,
+        "3. model": copied,
+        "4. same parameter objects": [a is b for (a, _), (b, _) in zip(before, after, strict=True)],
+        "5. in the same memory": [a == b for (_, a), (_, b) in zip(before, after, strict=True)],
+        "6. model after an update": still,
+        "7. average": seen(ema),
+    }
 
 
 def make_like(model):
@@ -336,6 +347,35 @@ class statistics_averaged(Parts):
 
 
 @WeightEMA.misconception(
+    "You know buffers by their names, or by their layer, and take BatchNorm's alone. Any module "
+    "can register a buffer of its own, which is then averaged: ask the model what its entries are."
+)
+class buffers_known_by_their_names(Parts):
+    def parameters(self, model):
+        known = "running_mean", "running_var", "num_batches_tracked"
+        return [name for name in model.state_dict() if not name.endswith(known)]
+
+
+@WeightEMA.misconception(
+    "A buffer that two layers share has two names in the state_dict, and named_buffers gives only "
+    "one of them unless told otherwise. You take the second for a parameter and average it."
+)
+class second_name_of_a_buffer_averaged(Parts):
+    def parameters(self, model):
+        buffers = dict(model.named_buffers())
+        return [name for name in model.state_dict() if name not in buffers]
+
+
+@WeightEMA.misconception(
+    "After an update the shadow's buffers are the model's own tensors. They move with the training "
+    "that follows: copy their values."
+)
+class buffers_shared_with_the_model(Parts):
+    def take_buffer(self, shadow, value):
+        return value
+
+
+@WeightEMA.misconception(
     "Buffers are not in the shadow. It starts as a copy of all that is in the model's state_dict."
 )
 class parameters_alone(Parts):
@@ -448,6 +488,16 @@ class updates_not_counted(Parts):
 class copy_to_hands_the_shadow_over(Parts):
     def copy_to(self, model):
         model.load_state_dict(self.shadow, assign=True)
+
+
+@WeightEMA.misconception(
+    "copy_to gives the parameters other memory. They are the same objects, and yet what shares the "
+    "old memory, such as a state_dict taken before, no longer follows them. Write in place."
+)
+class copy_to_exchanges_the_memory(Parts):
+    def copy_to(self, model):
+        for name, value in model.state_dict(keep_vars=True).items():
+            value.data = self.shadow[name].clone()
 
 
 @WeightEMA.misconception(

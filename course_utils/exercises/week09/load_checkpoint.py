@@ -62,16 +62,23 @@ def make_model(draw, inputs, centered=2):
     return nn.Sequential(nn.Linear(inputs, 2, bias=False), Centered(centered)).to(draw.device)
 
 
-def written(draw, inputs, *, optimizer=True):
-    """A checkpoint with further entries; its optimizer, if it has one, has made a step."""
+def written(draw, inputs, *, optimizer=True, stepped=True, more=()):
+    """A checkpoint with further entries; its optimizer, if any, has more in a second group."""
     shapes = {"0.weight": (2, inputs), "1.mean": (2,)}
     state = {name: draw.uniform(*shape, low=0.2, high=2) for name, shape in shapes.items()}
     rest = {"step": draw.whole(1, 999), "mean": draw.normal(3)}
     if not optimizer:
         return {"model": state, **rest}
-    optimizer = make_optimizer(make_model(draw, inputs).parameters(), 0.05)
-    make_a_step(draw, optimizer)
+    weights = list(make_model(draw, inputs).parameters())
+    optimizer = make_optimizer(in_groups(weights, more) if more else weights, 0.05)
+    if stepped:
+        make_a_step(draw, optimizer)
     return {"model": state, "optimizer": optimizer.state_dict(), **rest}
+
+
+def in_groups(*groups):
+    """Groups of parameters as optimizers take them."""
+    return [{"params": list(group)} for group in groups]
 
 
 def make_optimizer(parameters, lr):
@@ -112,9 +119,9 @@ def a_good_file_with_optimizer_then_one_more_step(implementation, draw):
 
 
 @load_checkpoint.case
-def parameters_modes_and_frozen_weights_stay(implementation, draw):
+def before_the_first_step_and_modes_and_frozen_weights_stay(implementation, draw):
     inputs = draw.whole(4, 5)
-    checkpoint = written(draw, inputs)
+    checkpoint = written(draw, inputs, stepped=False)  # the optimizer's state is still empty
     checkpoint["model"] = {name: t.double() for name, t in checkpoint["model"].items()}
     model = make_model(draw, inputs).eval()
     model[1].train()
@@ -122,28 +129,35 @@ def parameters_modes_and_frozen_weights_stay(implementation, draw):
     before = list(model.parameters())
     with workplace(draw):
         torch.save(checkpoint, "last.pt")
-        seen = tried(implementation, model)
+        seen = tried(implementation, model, make_optimizer(before, 0.5))
+        rest = attempt(implementation, "last.pt", model)
     kept = [a is b for a, b in zip(before, model.parameters(), strict=True)]
-    return [seen, {"the same parameter objects": kept}]
+    return [seen, {"no optimizer given": rest, "the same parameter objects": kept}]
 
 
 @load_checkpoint.case
 def models_and_optimizers_that_do_not_fit(implementation, draw):
     inputs = draw.whole(4, 5)
-    kinds = "a shape", "a missing name", "an unknown name", "more parameters"
+    kinds = "a shape", "a missing name", "an unknown name", "more parameters", "other groups"
     models = {kind: make_model(draw, inputs) for kind in kinds}
     models["a buffer's shape"] = make_model(draw, inputs, centered=3)
     first = models["a shape"][0]  # as many numbers, another shape
     first.weight = nn.Parameter(first.weight.detach().reshape(inputs, 2))
     models["a missing name"][1].register_buffer("scale", draw.uniform(2))
     del models["an unknown name"][1].mean
+    a, b, c = (nn.Parameter(draw.normal(2)) for _ in range(3))
     seen = {}
     with workplace(draw):
-        torch.save(written(draw, inputs), "last.pt")
+        torch.save(written(draw, inputs, more=(a, b)), "last.pt")
         for kind, model in models.items():
-            if kind in ("a shape", "more parameters"):
-                more = [nn.Parameter(draw.normal(2))] if kind == "more parameters" else []
-                optimizer = make_optimizer([*model.parameters(), *more], 0.5)
+            if kind in ("a shape", "more parameters", "other groups"):
+                weight = first.weight if kind == "a shape" else model[0].weight
+                groups = in_groups([weight], [a, b])
+                if kind == "more parameters":
+                    groups = in_groups([weight], [a, b, c])
+                if kind == "other groups":  # as many of them, and as many parameters in all
+                    groups = in_groups([weight, a], [b])
+                optimizer = make_optimizer(groups, 0.5)
                 make_a_step(draw, optimizer)
                 seen[kind] = tried(implementation, model, optimizer)
             else:
@@ -152,7 +166,7 @@ def models_and_optimizers_that_do_not_fit(implementation, draw):
 
 
 @load_checkpoint.case
-def an_entry_is_missing(implementation, draw):
+def a_missing_entry_and_names_with_a_prefix(implementation, draw):
     inputs, seen = draw.whole(4, 5), {}
     checkpoint = written(draw, inputs)
     with workplace(draw):
@@ -161,6 +175,9 @@ def an_entry_is_missing(implementation, draw):
             model = make_model(draw, inputs)
             optimizer = make_optimizer(model.parameters(), 0.5)
             seen[f"without {name}"] = tried(implementation, model, optimizer)
+        names = {f"module.{name}": value for name, value in checkpoint["model"].items()}
+        torch.save(checkpoint | {"model": names}, "last.pt")
+        seen["names with module."] = tried(implementation, make_model(draw, inputs))
     return seen
 
 
@@ -312,6 +329,44 @@ def model_loaded_before_the_optimizer_is_checked(path, model, optimizer=None):
 
 
 @load_checkpoint.misconception(
+    "You count the optimizer's groups, or its parameters, and load the model. With as many in "
+    "other groups the optimizer refuses all the same, and the model is another one by then."
+)
+def counts_the_parameters(path, model, optimizer=None):
+    def parameters(groups):
+        return len(groups), sum(len(group["params"]) for group in groups)
+
+    if optimizer is not None:
+        saved = torch.load(path, weights_only=True).get("optimizer", {"param_groups": []})
+        if parameters(saved["param_groups"]) != parameters(optimizer.param_groups):
+            raise ValueError("another number of parameters")
+    return load_parts(path, model, optimizer, model_first=True)
+
+
+@load_checkpoint.misconception(
+    "An optimizer whose state is empty is taken for a missing one. Before its first step it has "
+    "none, and plain SGD never has. Ask whether the entry is there."
+)
+def refuses_an_empty_state(path, model, optimizer=None):
+    saved = torch.load(path, map_location="cpu", weights_only=True).get("optimizer")
+    if optimizer is not None and not (saved and saved["state"]):
+        raise ValueError("no optimizer")
+    return load_parts(path, model, optimizer)
+
+
+@load_checkpoint.misconception(
+    "Names that begin with module. are taken without it. Here names that differ are refused: who "
+    "loads the file of another kind of model should know, and rename on purpose."
+)
+def prefix_removed(path, model, optimizer=None):
+    checkpoint = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+    if "model" in checkpoint:
+        names = {k.removeprefix("module."): value for k, value in checkpoint["model"].items()}
+        torch.save(checkpoint | {"model": names}, path)
+    return load_parts(path, model, optimizer)
+
+
+@load_checkpoint.misconception(
     "The optimizer is ignored. The run goes on with empty moments and the new learning rate."
 )
 def optimizer_ignored(path, model, optimizer=None):
@@ -408,8 +463,8 @@ def returns_everything(path, model, optimizer=None):
 
 
 @load_checkpoint.misconception(
-    "Without map_location tensors go back to the device they were saved from, which may be absent "
-    "or another. Map them to the device of the model."
+    "Tensors do not go to the model's device. Without map_location they return to the one they "
+    "were saved from, which may be absent, and a fixed one is right by chance. Ask the model."
 )
 def no_map_location(path, model, optimizer=None):
     def where_it_was(storage, location):

@@ -92,10 +92,10 @@ def half_of_the_keys_carry_it_and_values_are_float64(implementation, draw):
     model = make(draw)
     model.norm.weight.requires_grad_(False)
     offered = {
-        ("module." if place % 2 else "") + name: value.double()
+        ("student_" if place % 2 else "") + name: value.double()
         for place, (name, value) in enumerate(values(draw, model).items())
     }
-    return tried(implementation, model, offered, "module.")
+    return tried(implementation, model, offered, "student_")
 
 
 @load_partial.case
@@ -112,14 +112,16 @@ def a_transposed_weight(implementation, draw):
     model = make(draw)
     offered = values(draw, model)
     offered["backbone.weight"] = offered["backbone.weight"].T
+    offered["module.head.bias"] = draw.normal(2)  # no prefix was given: an unknown name
     return tried(implementation, model, offered)
 
 
 @load_partial.case
-def a_shape_that_could_be_stretched(implementation, draw):
-    model = make(draw)
+def shapes_that_could_be_stretched_or_squeezed(implementation, draw):
+    model = make(draw, classes=1)
     offered = values(draw, model)
     offered["backbone.bias"], offered["norm.running_var"] = draw.normal(1), draw.normal()
+    offered["head.weight"], offered["head.bias"] = draw.normal(4, 1), draw.normal()
     return tried(implementation, model, offered)
 
 
@@ -206,8 +208,8 @@ def strict_false_alone(model, state_dict, prefix=""):
 
 
 @load_partial.misconception(
-    "Only parameters are loaded. A backbone without the statistics of its BatchNorm layers "
-    "behaves differently in eval mode: persistent buffers are part of the state."
+    "Only what named_parameters gives is loaded: no buffers, and a shared weight under one name. A "
+    "backbone without its running statistics behaves differently in eval mode."
 )
 def buffers_forgotten(model, state_dict, prefix=""):
     return partial_parts(model, state_dict, prefix, own=lambda m: dict(m.named_parameters()))
@@ -307,6 +309,29 @@ def compares_element_counts(model, state_dict, prefix=""):
         model, state_dict, prefix, fits=lambda mine, value: mine.numel() == value.numel(),
         put=lambda mine, value: mine.copy_(value.reshape(mine.shape)),
     )  # fmt: skip
+
+
+@load_partial.misconception(
+    "Dimensions of size 1 are dropped before shapes are compared. A row then fits a column: "
+    "compare shapes as they are."
+)
+def drops_dimensions_of_one(model, state_dict, prefix=""):
+    return partial_parts(
+        model, state_dict, prefix,
+        fits=lambda mine, value: mine.squeeze().shape == value.squeeze().shape,
+        put=lambda mine, value: mine.copy_(value.reshape(mine.shape)),
+    )  # fmt: skip
+
+
+@load_partial.misconception(
+    "You add a dot to a prefix that ends in none. The prefix is what was given, such as student_ "
+    "or module., and nothing is added to it."
+)
+def dot_added_to_the_prefix(model, state_dict, prefix=""):
+    def rename(key, prefix):
+        return key.removeprefix(prefix if prefix.endswith(".") or not prefix else f"{prefix}.")
+
+    return partial_parts(model, state_dict, prefix, rename=rename)
 
 
 @load_partial.misconception(

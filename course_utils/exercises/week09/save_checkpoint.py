@@ -18,8 +18,8 @@ def save_checkpoint(state: dict, path: str | os.PathLike) -> int:
     """Write state to path with torch.save, atomically; return the file's size in bytes.
 
     Missing parent folders are made. Write to a temporary file in the SAME folder, then move it over
-    path by calling os.replace(...); Path.replace does the same. path may be relative; it is a str
-    or a path object such as a Path. state is saved as it is.
+    path by calling os.replace(...); Path.replace does the same. path may be relative and have any
+    suffix; it is a str or a path object such as a Path. state is saved as it is.
 
     If saving or moving raises, be it a KeyboardInterrupt, the exception reaches the caller, a file
     that was at path before is still there byte for byte, and no other file is left in the folder.
@@ -146,13 +146,13 @@ def folders_that_do_not_exist(implementation, draw):
 @save_checkpoint.case(random=True)
 def a_file_is_replaced(implementation, draw):
     with workplace(draw):
-        path, link, other = Path("last.pt"), Path("link to the old file"), Path("other.pt")
+        path, link, other = Path("last.pt"), Path("link to the old file"), Path("other.tmp")
         path.write_bytes(b"old contents")
         other.write_bytes(b"not yours")
         with suppress(OSError):  # a file system without hard links
             os.link(path, link)
         linked = link.exists()
-        names = ["last.pt", "other.pt", *([link.name] if linked else [])]
+        names = ["last.pt", other.name, *([link.name] if linked else [])]
         seen = saved(implementation, a_state(draw), "last.pt", *names)
         old = contents(link) if linked else b"old contents"
         return {"0. old file, kept by a link": old, "0. other file": contents(other), **seen}
@@ -168,9 +168,9 @@ def saved_twice_to_an_absolute_path(implementation, draw):
 @save_checkpoint.case(random=True)
 def a_state_that_cannot_be_saved(implementation, draw):
     with workplace(draw):
-        path, state = Path("last.pt"), a_state(draw) | {"bad": CannotBePickled()}
+        path, state = Path("last.tmp"), a_state(draw) | {"bad": CannotBePickled()}
         path.write_bytes(b"old contents")
-        seen = saved(implementation, state, "last.pt", "last.pt")
+        seen = saved(implementation, state, "last.tmp", "last.tmp")
         return {"0. file": contents(path), **seen}
 
 
@@ -247,6 +247,25 @@ def removes_the_target_on_failure(state, path):
         path.unlink()
         raise
     return path.stat().st_size
+
+
+@save_checkpoint.misconception(
+    "Your temporary name replaces the suffix, and for a path such as last.tmp it is the path "
+    "itself: the old file is overwritten, and cleaned up on a failure. Add to the whole name."
+)
+def suffix_replaced(state, path):
+    return save_parts(state, path, temporary=lambda path: path.with_suffix(".tmp"))
+
+
+@save_checkpoint.misconception(
+    "Files that look like temporary ones are swept up, whoever wrote them. Another process may be "
+    "writing one right now: remove only your own."
+)
+def sweeps_up_other_files(state, path):
+    for file in Path(path).parent.glob("*.tmp"):
+        if file != Path(path):
+            file.unlink()
+    return save_parts(state, path)
 
 
 @save_checkpoint.misconception(
@@ -384,8 +403,8 @@ def size_not_returned(state, path):
 
 
 @save_checkpoint.misconception(
-    "You return the size of the tensors. The file holds names and structure as well; ask the file "
-    "system."
+    "The number that comes back is not the size of the file in bytes. Names and structure take "
+    "room beside the tensors: ask the file system, once the file is complete."
 )
 def size_of_the_tensors(state, path):
     save_parts(state, path)

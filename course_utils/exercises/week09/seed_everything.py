@@ -316,7 +316,7 @@ def flags_never_set(seed, deterministic=False):
     "what is."
 )
 def reports_what_was_asked(seed, deterministic=False):
-    flags = {"cudnn_deterministic": deterministic, "cudnn_benchmark": False}
+    flags = {"cudnn_deterministic": deterministic, "cudnn_benchmark": not deterministic}
     return seed_parts(seed, deterministic) | flags
 
 
