@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from course_utils.results import Graded
 from course_utils.settings import class_seed
-from course_utils.submission import Submission, contents, open_submission, weeks_named
+from course_utils.submission import Submission, open_submission, weeks_named
 from course_utils.workers import Report, Workers
 
 
@@ -34,14 +35,13 @@ def grade_class(
     workers = Workers(jobs, weeks, seed=with_seed, device=device, seconds=seconds)
     pool = ThreadPoolExecutor(2 * jobs)
 
-    def run(file: tuple[Path, str]) -> tuple[Submission, dict[str, Report]]:
-        return run_submission(open_submission(*file, week), workers)
-
+    # Opened in this thread alone: in Python 3.11 `ast.parse` can fail when several threads are inside it.
+    submissions = (open_submission(*file, week) for file in files)
     try:
         from course_utils.marking import RememberingProcess, judge_submission  # torch loads, as it does in the workers
 
         process = RememberingProcess(with_seed, device)
-        for submission, reports in _in_order(pool, run, files, 2 * jobs):
+        for submission, reports in _in_order(pool, partial(run_submission, workers=workers), submissions, 2 * jobs):
             yield judge_submission(submission, reports, process)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -49,7 +49,7 @@ def grade_class(
         pool.shutdown()
 
 
-def _in_order(pool: Executor, function: Callable[[Any], Any], items: list[Any], ahead: int) -> Iterator[Any]:
+def _in_order(pool: Executor, function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
     """The function's results in order, computed in the pool, never further ahead than that."""
     pending: deque[Future[Any]] = deque()
     for item in items:
@@ -64,5 +64,4 @@ def run_submission(submission: Submission, workers: Workers) -> tuple[Submission
     """The submission, and what was seen of each of its exercises."""
     if submission.problem:
         return submission, {}
-    cells = [cell for cell in submission.cells if contents(cell.source).is_run]
-    return submission, workers.run(submission.path.name, cells, submission.exercises)
+    return submission, workers.run(submission.path.name, submission.cells_to_run, submission.exercises)

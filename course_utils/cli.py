@@ -156,7 +156,7 @@ def grade_submissions(options: argparse.Namespace) -> int:
         raise CourseError(f"There is no week called {options.week}; `course list` names them.")
     part, parts = options.shard
     files = find_files(options.paths)[part - 1 :: parts]
-    device = options.device or course_device()
+    device = options.device if options.device and options.cluster else course_device(options.device or "")
     settings = {"seed": class_seed(), "device": device, "seconds": options.timeout, "week": options.week}
     results = Results(settings)
     if options.resume and options.json.exists():
@@ -261,9 +261,23 @@ def show_progress(options: argparse.Namespace) -> int:
     from course_utils.classroom import grade_class
     from course_utils.exercise import exercise_weeks, load_exercise, week_order
     from course_utils.settings import course_device
-    from course_utils.workspace import own_notebooks
+    from course_utils.submission import read_cells
+    from course_utils.workspace import course_notebooks, own_notebooks
 
-    files = [(file, file.name) for file in own_notebooks(course_root(), options.weeks)]
+    files, unreadable = [], False
+    for file in own_notebooks(course_root(), options.weeks):
+        try:
+            read_cells(file)
+        except CourseError as error:
+            unreadable = True
+            print(f"work/{error} Move it away, and `course start` puts a fresh copy there.", file=sys.stderr)
+        else:
+            files.append((file, file.name))
+    missing = [
+        file.name for file in course_notebooks(course_root()) if not (course_root() / "work" / file.name).exists()
+    ]
+    if missing and not options.weeks:
+        print(f"Not in work/: {', '.join(missing)}. `course start` puts what is missing there.", file=sys.stderr)
     print(f"Grading {len(files)} notebook{'s' * (len(files) != 1)} …", file=sys.stderr, flush=True)
     outcomes: dict[str, dict[str, str]] = {}
     for graded in grade_class(files, device=course_device()):
@@ -282,7 +296,7 @@ def show_progress(options: argparse.Namespace) -> int:
     if waiting := [week for week in weeks if week not in begun]:
         first = next(file.name for file, _ in files if file.name.startswith(waiting[0]))
         print(f"Not begun: {', '.join(waiting)}. Open {first} when you are ready.")
-    return 0
+    return 1 if unreadable else 0
 
 
 def examine(options: argparse.Namespace) -> int:

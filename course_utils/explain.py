@@ -76,17 +76,26 @@ def rejected(exercise: Exercise, mismatches: list[Mismatch], passed: int, diagno
         parts.append(Part("why", reason))
     parts.append(Part("text", f"It shows in the case “{worst.case.title}”:"))
     parts.append(Part("facts", "\n".join(_facts(exercise, worst, calls))))
-    parts += _printed(next((m.run.output for m in mismatches if m.run.output.strip()), ""))
-    # What is used up, such as a generator, cannot be given to the answer again.
-    arguments = calls[0].given if calls and not any(isinstance(a, Iterator) for a in calls[0].given) else None
+    parts += _printed_somewhere(worst, mismatches)
+    arguments = calls[0].given if calls else None
+    if any(isinstance(argument, Iterator) for argument in arguments or ()):
+        arguments = None  # a generator, say, is used up and cannot be given to the answer again
     parts.append(Part("next", _next_step(exercise, calls[0] if arguments is not None and calls else None)))
     return Rejection(parts, crashed, arguments)
 
 
-def _printed(output: str, most: int = 8) -> list[Part]:
+def _printed(output: str, where: str = "", most: int = 8) -> list[Part]:
     lines = output.strip().split("\n")
     shown = "\n".join(line[:200] for line in lines[:most]) + ("\n…" if len(lines) > most else "")
-    return [Part("text", "Your code printed:"), Part("facts", shown)] if output.strip() else []
+    return [Part("text", f"Your code printed{where}:"), Part("facts", shown)] if output.strip() else []
+
+
+def _printed_somewhere(worst: Mismatch, mismatches: list[Mismatch]) -> list[Part]:
+    """What the answer printed in the case that is shown, or else in another one, with its name."""
+    for mismatch in (worst, *mismatches):
+        if mismatch.run.output.strip():
+            return _printed(mismatch.run.output, f" in the case “{mismatch.case.title}”")
+    return []
 
 
 def _next_step(exercise: Exercise, call: Call | None) -> str:

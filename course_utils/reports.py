@@ -103,7 +103,7 @@ def student_page(graded: Graded) -> str:
         body.append(f"<pre>{escape(row.message)}</pre>")
         section = section_of(row.exercise)
         if row.outcome != PASSED and section:
-            body.append(f"<p>Read again: {escape(section)}.</p>")
+            body.append(f"<p>Read again: {inline_html(section)}.</p>")
     return _page(graded.submission, body)
 
 
@@ -160,7 +160,7 @@ def _misconceptions(rows: list[Row]) -> Iterator[str]:
         answers = "1 answer" if count == 1 else f"{count} answers"
         section = section_of(exercise)
         yield (
-            f"<li><strong>{answers}</strong> to <code>{escape(exercise)}</code> ({escape(section)}): "
+            f"<li><strong>{answers}</strong> to <code>{escape(exercise)}</code> ({inline_html(section)}): "
             f"<em>{escape(misconception.replace('_', ' '))}</em>. "
             f"{inline_html(explanation_of(exercise, misconception))}</li>"
         )

@@ -10,16 +10,17 @@ from importlib.metadata import PackageNotFoundError, version
 from course_utils.errors import CourseError
 
 
-def course_device() -> str:
-    """ "cpu" or "cuda": what COURSE_DEVICE says, else cuda where there is one.
+def course_device(wanted: str = "") -> str:
+    """ "cpu" or "cuda": what is wanted, else what COURSE_DEVICE says, else cuda where there is one.
 
     Raises CourseError for another word, and when cuda is asked for and absent.
     """
-    wanted = os.environ.get("COURSE_DEVICE", "").strip().lower()
+    asked = "The device" if wanted else "COURSE_DEVICE"
+    wanted = wanted or os.environ.get("COURSE_DEVICE", "").strip().lower()
     if wanted not in ("", "cpu", "cuda"):
-        raise CourseError(f"COURSE_DEVICE is {wanted!r}; it can be cpu or cuda.")
+        raise CourseError(f"{asked} is {wanted!r}; it can be cpu or cuda.")
     if wanted == "cuda" and not _has_cuda():
-        raise CourseError("COURSE_DEVICE is cuda, but torch sees no CUDA device. Unset it or set it to cpu.")
+        raise CourseError(f"{asked} is cuda, but torch sees no CUDA device. Unset it or set it to cpu.")
     return wanted or ("cuda" if _has_cuda() else "cpu")
 
 

@@ -55,7 +55,7 @@ class Cell(NamedTuple):
 class Submission:
     """A file to grade: its name in the report, its code cells, and the exercises that get a row.
 
-    digest: of the file's content. problem: a sentence when it cannot be graded at all.
+    digest: of the file's content. problem: a sentence when it cannot be graded. cells_to_run: those that bind names.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Submission:
     cells: list[Cell] = field(default_factory=list)
     exercises: list[str] = field(default_factory=list)
     problem: str = ""
+    cells_to_run: list[Cell] = field(default_factory=list)
 
 
 def find_files(paths: Iterable[Path]) -> list[tuple[Path, str]]:
@@ -102,6 +103,7 @@ def open_submission(path: Path, name: str, week: str = "") -> Submission:
     submission = Submission(name, path, file_digest(path))
     try:
         submission.cells = read_cells(path)
+        submission.cells_to_run = [cell for cell in submission.cells if contents(cell.source).is_run]
     except CourseError as error:
         submission.problem = str(error)
     if not week:

@@ -1,7 +1,9 @@
 """Grading a class: what is read of a submission, what its answers can do to others, and what the report says."""
 
+import ast
 import json
 import os
+import threading
 from pathlib import Path
 from textwrap import dedent
 
@@ -18,6 +20,7 @@ from course_utils.marking import judge_submission
 from course_utils.results import Graded, Results, Row, merge, read_results, write_results
 from course_utils.run import Clock, Undisturbed, run_cases
 from course_utils.submission import (
+    LARGEST_KEPT,
     Cell,
     Submission,
     contents,
@@ -58,6 +61,20 @@ def script(file, *sources):
 def cells_of(*sources):
     """Code cells as they are read."""
     return [Cell(number, python_only(dedent(source))) for number, source in enumerate(sources, start=1)]
+
+
+def test_only_one_thread_parses(copied_course, tmp_path, monkeypatch):
+    """In Python 3.11 `ast.parse` can raise SystemError when the garbage collector lets another thread into it."""
+    inside, parse = set(), ast.parse
+
+    def watched(*args, **options):
+        inside.add(threading.current_thread())
+        return parse(*args, **options)
+
+    monkeypatch.setattr(ast, "parse", watched)
+    files = [script(tmp_path / f"{n}.py", RIGHT["double"], f"TEXT = {n * 'long' * LARGEST_KEPT!r}") for n in range(3)]
+    assert [graded.rows[0].outcome for graded in grade_class(find_files(files))] == ["passed"] * 3
+    assert inside == {threading.current_thread()}
 
 
 # --- reading ------------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_an_interrupt_ends_quietly(capsys, in_course, monkeypatch):
 
 def test_progress_grades_what_is_in_work_and_leaves_backups_alone(capsys, in_course, monkeypatch):
     for folder, name in (("notebooks", "week90_samples"), ("work", "week90_samples"), ("work", "week90_samples_old")):
-        write(in_course / folder / f"{name}.ipynb", "{}")
+        write(in_course / folder / f"{name}.ipynb", '{"cells": []}')
     rows = [Row("a", "double", "passed"), Row("a", "last_item", "failed"), Row("a", "Tally", "not attempted")]
 
     def grade_class(files, **options):
@@ -172,6 +172,20 @@ def test_progress_grades_what_is_in_work_and_leaves_backups_alone(capsys, in_cou
     assert "Next: last_item is begun and does not pass yet; check(last_item) says why.\n" in output
     rows[:2] = [Row("a", name, "not attempted") for name in ("double", "last_item")]
     assert run(capsys, "progress", "week90")[1] == "Not begun: week90. Open week90_samples.ipynb when you are ready.\n"
+
+
+def test_progress_names_notebooks_that_are_damaged_or_missing(capsys, in_course, monkeypatch):
+    for name in ("week90_samples", "week91_more", "week92_rest"):
+        write(in_course / "notebooks" / f"{name}.ipynb", '{"cells": []}')
+    write(in_course / "work" / "week90_samples.ipynb", '{"cells": [{"cell_ty')
+    write(in_course / "work" / "week91_more.ipynb", '{"cells": []}')
+    monkeypatch.setattr(classroom, "grade_class", lambda files, **options: iter(()))
+    code, _, errors = run(capsys, "progress")
+    damaged, missing, grading = errors.splitlines()
+    assert code == 1 and grading == "Grading 1 notebook …"
+    assert damaged.startswith("work/week90_samples.ipynb cannot be read as a notebook: it may be cut off or empty.")
+    assert damaged.endswith(" Move it away, and `course start` puts a fresh copy there.")
+    assert missing == "Not in work/: week92_rest.ipynb. `course start` puts what is missing there."
 
 
 @pytest.mark.parametrize(

@@ -595,9 +595,26 @@ def test_printed_output_of_a_wrong_answer_is_shown_shortened():
         return first
 
     message = grade(mix, answer, 0).message
-    assert "Your code printed:\n    step 0\n" in message
+    assert "Your code printed in the case “a share that is given”:\n    step 0\n" in message
     assert "    step 7\n    …\n" in message
     assert "step 8" not in message
+
+
+def test_printed_output_is_that_of_the_case_shown_or_names_its_own():
+    def loud(first, second, share=0.5):
+        print("shape", tuple(first.shape))
+        return first
+
+    message = grade(mix, loud, 0).message
+    assert "in the case “a share that is given”:\n    mix(first, second, share)" in message
+    assert "Your code printed in the case “a share that is given”:\n    shape (4,)\n" in message
+
+    def loud_in_another(first, second, share=0.5):
+        if first.dim() == 2:
+            print("two axes")
+        return first
+
+    assert "Your code printed in the case “equal shares”:\n    two axes\n" in grade(mix, loud_in_another, 0).message
 
 
 def test_printed_output_of_a_right_answer_is_shown_too():
