@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from course_utils.errors import CourseError
 from course_utils.exercise import Exercise, UnknownExercise, exercise_weeks, load_exercise, week_order
 from course_utils.feedback import Part, show, show_object
-from course_utils.judge import ERROR, FAILED, NOT_ATTEMPTED, PASSED, Verdict, grade
+from course_utils.judge import ERROR, NOT_ATTEMPTED, PASSED, Verdict, grade
 from course_utils.settings import course_device, course_seed
 from course_utils.source import is_untouched, solution_source
 from course_utils.standing import Progress
@@ -27,6 +27,7 @@ _hints_shown: defaultdict[str, int] = defaultdict(int)
 _failing_arguments: dict[str, tuple[Any, ...] | None] = {}  # by exercise; None: its last check showed no call
 _last_checked: dict[str, Any] = {}  # by exercise
 _SAME_CODE = "This is the code of your last check. If you changed it since, run its cell; it must run without error."
+_SAME_STUB = "If you did that already: the cell must run without error, and what it defines must have the name `{}`."
 
 
 class AnswerRejected(AssertionError):
@@ -44,9 +45,10 @@ def check(answer: Callable[..., Any] | str, *, strict: bool = False) -> Verdict:
     verdict = _verdict(answer, names)
     _failing_arguments[verdict.exercise] = verdict.arguments
     tried = names.get(answer) if isinstance(answer, str) else answer
-    again = verdict.outcome in (ERROR, FAILED) and callable(tried) and _last_checked.get(verdict.exercise) is tried
+    again = verdict.outcome != PASSED and callable(tried) and _last_checked.get(verdict.exercise) is tried
     _last_checked[verdict.exercise] = tried
-    show([*verdict.parts, *([Part("next", _SAME_CODE)] if again else [])], verdict.outcome)
+    note = _SAME_STUB.format(verdict.exercise) if verdict.outcome == NOT_ATTEMPTED else _SAME_CODE
+    show([*verdict.parts, *([Part("next", note)] if again else [])], verdict.outcome)
     if strict and verdict.outcome != PASSED:
         raise AnswerRejected(verdict.message)
     return verdict

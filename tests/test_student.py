@@ -391,6 +391,19 @@ def test_the_same_code_checked_again_is_told_so(capsys):
     assert [seen(answer) for answer in (first, first, storage_index, first)] == [False, True, False, False]
 
 
+def test_the_same_stub_checked_again_is_told_what_its_cell_must_do(capsys):
+    """Which is what a cell with a syntax error, or with a misspelled name, leaves behind."""
+
+    def storage_index(shape, stride, storage_offset, index):
+        raise NotImplementedError
+
+    def seen():
+        check(storage_index)
+        return "what it defines must have the name `storage_index`" in capsys.readouterr().out
+
+    assert [seen(), seen()] == [False, True]
+
+
 def test_without_a_failing_call_there_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr("course_utils.student._failing_arguments", {})
     with pytest.raises(CourseError, match=r"^No check of storage_index has shown a failing call; check\(storage_index"):
