@@ -30,10 +30,11 @@ def accumulate_no_sync(
     Forward and backward of every micro-batch but the last run inside model.no_sync(); those of the
     last run outside, and synchronize what has been accumulated.
 
-    loss_fn(model(x), y) is the mean over the rows of one micro-batch, and their sizes may differ.
-    The step uses the gradient of the mean over all rows of all micro-batches; the returned float is
-    that mean. Gradients from before the call are discarded. What .grad holds afterwards is free.
-    The list micro_batches and the mode of the model stay as they are.
+    loss_fn(model(x), y) is the mean over the rows of one micro-batch, which are counted along the
+    first axis of x and y; micro-batches may differ in size, and in the shape of a row. The step
+    uses the gradient of the mean over all rows of all micro-batches; the returned float is that
+    mean. Gradients from before the call are discarded. What .grad holds afterwards is free. The
+    list micro_batches and the mode of the model stay as they are.
     """
     rows = sum(len(x) for x, _ in micro_batches)
     optimizer.zero_grad()
@@ -70,20 +71,37 @@ class DdpLike(nn.Module):
     def forward(self, x):
         self.note("forward", len(x))
         output = self.module(x)
-        output.register_hook(lambda gradient: self.note("backward", len(x)))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self.note("backward", len(x)))
         return output
 
 
-def run(implementation, draw, sizes, *, stale=False, **settings):
-    """What came back, what was synchronized, the model, and what the optimizer remembers."""
+def run(implementation, draw, sizes, *, stale=False, repeated=False, lengths=None, frozen=False,
+        **settings):  # fmt: skip
+    """What came back, what was synchronized, the model, and what the optimizer remembers.
+
+    repeated: the first micro-batch is the last one, too. lengths: the rows of each micro-batch are
+    sequences this long. frozen: the bias takes no part.
+    """
     model, steps = DdpLike(nn.Linear(3, 1).to(draw.device)), []
+    model.module.bias.requires_grad_(not frozen)
     model.train(draw.choice((True, False)))
     if stale:
         give_gradients(draw, model)
     settings = {"lr": draw.number(0.05, 0.1)} | settings
     optimizer = torch.optim.SGD(model.parameters(), **settings)
     optimizer.register_step_post_hook(lambda *_: steps.append(None))
-    batches = regression_batches(draw, 3, sizes)
+    lengths = lengths or (1,) * len(sizes)
+    items = [size * length for size, length in zip(sizes, lengths, strict=True)]
+    batches = regression_batches(draw, 3, items)
+    if max(lengths) > 1:
+        shapes = zip(sizes, lengths, strict=True)
+        batches = [
+            (x.unflatten(0, shape), y.unflatten(0, shape))
+            for shape, (x, y) in zip(shapes, batches, strict=True)
+        ]
+    if repeated:
+        batches[-1] = batches[0]
     result = attempt(implementation, model, batches, optimizer, F.mse_loss)
     return {
         "1. result": result,
@@ -106,13 +124,13 @@ def two_micro_batches(implementation, draw):
 
 
 @accumulate_no_sync.case(random=True)
-def three_micro_batches_of_equal_size(implementation, draw):
-    return run(implementation, draw, (draw.whole(2, 4),) * 3)
+def three_micro_batches_and_the_last_is_the_first_again(implementation, draw):
+    return run(implementation, draw, (draw.whole(2, 4),) * 3, repeated=True)
 
 
 @accumulate_no_sync.case(random=True)
-def four_micro_batches_of_different_size(implementation, draw):
-    return run(implementation, draw, draw.sizes(4, 1, 7))
+def four_micro_batches_of_different_size_and_a_frozen_bias(implementation, draw):
+    return run(implementation, draw, draw.sizes(4, 1, 7), frozen=True)
 
 
 @accumulate_no_sync.case(random=True)
@@ -123,6 +141,11 @@ def gradients_left_from_before(implementation, draw):
 @accumulate_no_sync.case(random=True)
 def momentum_and_decay(implementation, draw):
     return run(implementation, draw, draw.sizes(3, 2, 6), momentum=0.9, weight_decay=0.1)
+
+
+@accumulate_no_sync.case(random=True)
+def rows_that_are_sequences_of_different_length(implementation, draw):
+    return run(implementation, draw, draw.sizes(2, 2, 4), lengths=draw.sizes(2, 2, 4))
 
 
 def accumulate(model, micro_batches, optimizer, loss_fn, *, quiet="all but the last", weight=None,
@@ -286,6 +309,61 @@ def takes_the_last_one_out(model, micro_batches, optimizer, loss_fn):
     mean = accumulate(model, micro_batches, optimizer, loss_fn)
     micro_batches.pop()
     return mean
+
+
+@accumulate_no_sync.misconception(
+    "You tell the last micro-batch by asking whether it is the object at the end of the list. The "
+    "same object may be in the list twice, and then an earlier one synchronizes, too. Go by the "
+    "place in the list."
+)
+def last_told_by_identity(model, micro_batches, optimizer, loss_fn):
+    rows = sum(len(x) for x, _ in micro_batches)
+    optimizer.zero_grad()
+    total = 0.0
+    for batch in micro_batches:
+        last = batch is micro_batches[-1]
+        with contextlib.nullcontext() if last else model.no_sync():
+            loss = loss_fn(model(batch[0]), batch[1]) * (len(batch[0]) / rows)
+            loss.backward()
+        total += loss.item()
+    optimizer.step()
+    return total
+
+
+@accumulate_no_sync.misconception(
+    "The weight of a micro-batch is its number of elements. With long rows they are more, and "
+    "the mean is over rows: what counts is the size of the first axis."
+)
+def weighted_by_elements(model, micro_batches, optimizer, loss_fn):
+    elements = sum(x.numel() for x, _ in micro_batches)
+    optimizer.zero_grad()
+    total = 0.0
+    for number, (x, y) in enumerate(micro_batches, start=1):
+        last = number == len(micro_batches)
+        with contextlib.nullcontext() if last else model.no_sync():
+            loss = loss_fn(model(x), y) * (x.numel() / elements)
+            loss.backward()
+        total += loss.item()
+    optimizer.step()
+    return total
+
+
+@accumulate_no_sync.misconception(
+    "You divide every .grad after the last backward. A frozen parameter has none: its .grad is "
+    "None. Weight the losses instead, before backward."
+)
+def gradients_divided_at_the_end(model, micro_batches, optimizer, loss_fn):
+    def divide(optimizer, *_):
+        for parameter in model.parameters():
+            parameter.grad /= sum(len(x) for x, _ in micro_batches)
+
+    handle = optimizer.register_step_pre_hook(divide)
+    try:
+        return accumulate(
+            model, micro_batches, optimizer, loss_fn, weight=lambda rows, total, count: rows
+        )
+    finally:
+        handle.remove()
 
 
 @accumulate_no_sync.misconception(

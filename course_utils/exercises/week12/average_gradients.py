@@ -93,6 +93,15 @@ def only_one_of_three_has_a_gradient(implementation, draw):
 
 
 @average_gradients.case
+def a_gradient_of_zeros(implementation, draw):
+    models = give(draw, replicas_of(draw, 2), {"weight": (0, 1), "bias": (draw.whole(0, 1),)})
+    for model in models:
+        if model["first"].bias.grad is not None:
+            model["first"].bias.grad.zero_()
+    return averaged(implementation, models)
+
+
+@average_gradients.case
 def a_parameter_without_any_gradient(implementation, draw):
     models = replicas_of(draw, 2)
     for model in models:
@@ -108,7 +117,16 @@ def a_single_replica(implementation, draw):
 
 @average_gradients.case
 def gradients_with_a_graph(implementation, draw):
-    models = replicas_of(draw, draw.whole(1, 3))
+    return with_a_graph(implementation, replicas_of(draw, draw.whole(2, 3)), draw)
+
+
+@average_gradients.case
+def a_single_replica_whose_gradients_have_a_graph(implementation, draw):
+    return with_a_graph(implementation, replicas_of(draw, 1), draw)
+
+
+def with_a_graph(implementation, models, draw):
+    """As averaged, for gradients that can be differentiated themselves."""
     for model in models:
         loss = model["first"](draw.normal(4, model["first"].in_features)).square().sum()
         own = list(model.parameters())
@@ -254,6 +272,27 @@ def overwritten_while_averaging(replicas):
 )
 def graph_kept(replicas):
     return mean_of(replicas, detach=False)
+
+
+@average_gradients.misconception(
+    "A single replica is handed back as it came. Its mean is its own gradient, and that has to be "
+    "without a graph, too."
+)
+def single_replica_left_alone(replicas):
+    return mean_of(replicas) if len(replicas) > 1 else None
+
+
+@average_gradients.misconception(
+    "Where the gradients are all zeros you act as if there were none. Zeros are a gradient, None "
+    "is the lack of one: ask with `is None`, and not for the values."
+)
+def zeros_taken_for_none(replicas):
+    for group in zip(*(replica.parameters() for replica in replicas), strict=True):
+        found = [p.grad.detach() for p in group if p.grad is not None]
+        if any(grad.any() for grad in found):
+            mean = sum(found) / len(replicas)
+            for parameter in group:
+                parameter.grad = mean.clone()
 
 
 @average_gradients.misconception(

@@ -77,7 +77,9 @@ def three_ranks_and_their_mean(implementation, draw):
 @loss_for_rank.case
 def all_targets_ignored(implementation, draw):
     rows, classes = draw.sizes(2, 2, 6)
-    logits, targets = shard(draw, rows, classes, ignored=rows)
+    logits, targets = shard(draw, rows, classes, ignored=rows, scale=100)
+    with torch.no_grad():
+        logits[0, 0] = 100 + draw.number(10, 90)  # larger than exp can bear in float32
     return looked_at(implementation, draw, logits, targets, draw.whole(5, 9), 2)
 
 
@@ -185,6 +187,16 @@ def exponentials_overflow(logits, targets, global_count, world_size):
     own = exponentials.gather(1, targets[rows].unsqueeze(1)).squeeze(1)
     total = -(own / exponentials.sum(dim=1)).log().sum()
     return total * world_size / global_count
+
+
+@loss_for_rank.misconception(
+    "With nothing to count you multiply something made with exp by 0. Large logits make it inf, "
+    "and inf times 0 is NaN. Make the zero from numbers that stay finite."
+)
+def zero_times_infinity(logits, targets, global_count, world_size):
+    if not counted(targets):
+        return logits.exp().sum() * 0
+    return summed(logits, targets) * world_size / global_count
 
 
 @loss_for_rank.misconception(

@@ -107,7 +107,8 @@ def a_wire_that_rounds(implementation, draw):
 
 @ring_all_reduce.case
 def a_wire_without_copies(implementation, draw):
-    buffers = [draw.integers(-9, 9, 6) for _ in range(3)]
+    odd = 2**54 + 1  # and so large that no float holds it
+    buffers = [odd + 2 * draw.integers(-9, 9, 6) for _ in range(3)]
     seen = reduce(implementation, buffers, wire=lambda chunk: chunk)
     return {**seen, "which share memory": in_one_memory(seen["result"], buffers)}
 
@@ -284,6 +285,15 @@ def in_place(buffers, send):
 )
 def one_result_for_all(buffers, send):
     return [ring_all_reduce.reference(buffers, send)[0]] * len(buffers)
+
+
+@ring_all_reduce.misconception(
+    "You add in floating point, whatever the dtype of the buffers. Large integers lose their last "
+    "digits on the way. Chunks, payloads and results keep the dtype that is given."
+)
+def added_as_floats(buffers, send):
+    results = ring_all_reduce.reference([buffer.float() for buffer in buffers], send)
+    return [result.to(buffer.dtype) for result, buffer in zip(results, buffers, strict=True)]
 
 
 @ring_all_reduce.misconception(

@@ -53,9 +53,23 @@ class HasModule(nn.Module):
         self.head = nn.Linear(2, 1, bias=False)
 
 
-def build(draw, *, own_child=False):
+class Tied(nn.Module):
+    """One weight under two names, numbers in half precision, a buffer that is never saved."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.encode = nn.Linear(inputs, inputs, dtype=torch.bfloat16)
+        self.decode = nn.Linear(inputs, inputs, bias=False, dtype=torch.bfloat16)
+        self.decode.weight = self.encode.weight
+        self.register_buffer("seen", torch.zeros(2))
+        self.register_buffer("mask", torch.ones(inputs), persistent=False)
+
+
+def build(draw, *, own_child=False, tied=False):
     """A model on the device under test."""
     inputs = draw.whole(3, 5)
+    if tied:
+        return Tied(inputs).to(draw.device).eval()
     if own_child:
         return HasModule(inputs).to(draw.device)
     return nn.Sequential(nn.Linear(inputs, 3), nn.BatchNorm1d(3)).to(draw.device)
@@ -93,6 +107,7 @@ def called(implementation, model, rank, *, fails=None):
             for name, value in state.items()
             if any(same_storage(value, tensor) for tensor in own)
         ],
+        "5. what save raised is what arrives": result is fails,
     }
 
 
@@ -127,6 +142,11 @@ def a_child_of_its_own_called_module(implementation, draw):
 def a_wrapped_model_with_a_child_called_module(implementation, draw):
     wrapper = draw.choice((nn.DataParallel, WithoutProcesses))
     return called(implementation, wrapper(build(draw, own_child=True)), 0)
+
+
+@save_on_rank_zero.case
+def bfloat16_and_one_weight_under_two_names(implementation, draw):
+    return called(implementation, build(draw, tied=True), 0)
 
 
 @save_on_rank_zero.case
@@ -229,6 +249,17 @@ def error_swallowed(model, rank, save, barrier):
 
 
 @save_on_rank_zero.misconception(
+    "You raise a new error in place of the one that save raised. Its number, and the line that it "
+    "came from, are lost. Let the error itself go on."
+)
+def error_made_anew(model, rank, save, barrier):
+    try:
+        saves(model, rank, save, barrier)
+    except (OSError, KeyboardInterrupt) as error:
+        raise type(error)(str(error)) from None
+
+
+@save_on_rank_zero.misconception(
     "The state of the wrapper is saved. Its keys begin with `module.` and do not load into the "
     "bare model."
 )
@@ -305,6 +336,30 @@ def parameters_only(model, rank, save, barrier):
     def state(model):
         named = unwrapped(model).named_parameters()
         return {name: value.detach().cpu().clone() for name, value in named}
+
+    return saves(model, rank, save, barrier, state=state)
+
+
+@save_on_rank_zero.misconception(
+    "You collect named_parameters and named_buffers. That is not the state dict: a weight with two "
+    "names comes once, and buffers that are not to be saved come along."
+)
+def parameters_and_buffers_by_name(model, rank, save, barrier):
+    def state(model):
+        inner = unwrapped(model)
+        named = [*inner.named_parameters(), *inner.named_buffers()]
+        return {name: value.detach().cpu().clone() for name, value in named}
+
+    return saves(model, rank, save, barrier, state=state)
+
+
+@save_on_rank_zero.misconception(
+    "What is saved is float32, whatever the model holds. A copy keeps the dtype."
+)
+def saved_as_float32(model, rank, save, barrier):
+    def state(model):
+        whole = copies(model)
+        return {k: v.float() if v.is_floating_point() else v for k, v in whole.items()}
 
     return saves(model, rank, save, barrier, state=state)
 

@@ -83,8 +83,9 @@ def more_to_hide_than_compute(implementation, draw):
 
 @scaling_model.case(tolerance=CLOSE)
 def whole_numbers(implementation, draw):
-    compute, size, bandwidth = draw.whole(2, 5), draw.whole(200, 900), draw.whole(10, 30)
-    return implementation(compute, size, draw.whole(2, 5), bandwidth, draw.whole(0, 2), 0)
+    compute, world_size, bandwidth = draw.whole(2, 5), draw.whole(2, 5), draw.whole(10, 30)
+    size = world_size * draw.whole(20, 90) + 1  # no whole number of bytes for each rank
+    return implementation(compute, size, world_size, bandwidth, 0, 0)
 
 
 def predict(compute_s, grad_bytes, world_size, bandwidth, latency, overlap, *, comm=None,
@@ -118,6 +119,16 @@ def exposed(compute, comm, overlap):
 )
 def bits_instead_of_bytes(compute_s, grad_bytes, world_size, bandwidth, latency, overlap):
     return predict(compute_s, 8 * grad_bytes, world_size, bandwidth, latency, overlap)
+
+
+@scaling_model.misconception(
+    "The bytes of a chunk are rounded to a whole number. The model takes grad_bytes / N as it is."
+)
+def bytes_rounded_down(compute_s, grad_bytes, world_size, bandwidth, latency, overlap):
+    def comm(size, n, bandwidth, latency):
+        return float(2 * (n - 1) * (latency + size // n / bandwidth))
+
+    return predict(compute_s, grad_bytes, world_size, bandwidth, latency, overlap, comm=comm)
 
 
 @scaling_model.misconception(

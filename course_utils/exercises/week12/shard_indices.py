@@ -129,15 +129,16 @@ def ranks_that_do_not_exist(implementation, draw):
         attempt(implementation, n, world_size, world_size, 3, shuffle=False, drop_last=True),
         attempt(implementation, n, world_size, -world_size, 0, shuffle=False),
         attempt(implementation, n, 1, 1, 0),
+        attempt(implementation, 1, world_size, world_size, 0, drop_last=True),
     ]
 
 
 @shard_indices.case
 def random_numbers_drawn_before_and_after(implementation, draw):
     before = torch.rand(2)
-    shard = implementation(draw.whole(5, 9), 2, 1, 0, draw.whole(1, 1000))
+    n, seed = draw.whole(5, 9), draw.whole(1, 1000)
     return {
-        "1. shard": shard,
+        "1. shards": [implementation(n, 2, 1, 0, seed, shuffle) for shuffle in (True, False)],
         "2. random numbers of the caller": torch.cat([before, torch.rand(2)]),
     }
 
@@ -284,6 +285,18 @@ def global_state_seeded(n, world_size, rank, epoch, seed=0, shuffle=True, drop_l
 
 
 @shard_indices.misconception(
+    "torch's global random state is seeded even where nothing is shuffled. The caller's next "
+    "random numbers come out different. Use a generator of your own."
+)
+def global_state_seeded_without_shuffling(
+    n, world_size, rank, epoch, seed=0, shuffle=True, drop_last=False
+):
+    if not shuffle:
+        torch.manual_seed(seed + epoch)
+    return sharded(n, world_size, rank, epoch, seed, shuffle, drop_last)
+
+
+@shard_indices.misconception(
     "drop_last changes nothing: the order is padded all the same. With it the rows that do not "
     "fill a whole round are left out."
 )
@@ -309,6 +322,25 @@ def drop_last_without_dropping(n, world_size, rank, epoch, seed=0, shuffle=True,
 def drop_last_always_drops(n, world_size, rank, epoch, seed=0, shuffle=True, drop_last=False):
     rows = sharded(n, world_size, rank, epoch, seed, shuffle)
     return rows[:-1] if drop_last else rows
+
+
+@shard_indices.misconception(
+    "With fewer rows than ranks your drop_last keeps a padded round all the same. No round is "
+    "full then, and every rank is left with nothing."
+)
+def drop_last_keeps_one_round(n, world_size, rank, epoch, seed=0, shuffle=True, drop_last=False):
+    drop_last = drop_last and n >= world_size
+    return sharded(n, world_size, rank, epoch, seed, shuffle, drop_last)
+
+
+@shard_indices.misconception(
+    "Where no row is left you return before the rank is looked at. A rank that does not exist is "
+    "an error in every case; check it first."
+)
+def empty_before_the_check(n, world_size, rank, epoch, seed=0, shuffle=True, drop_last=False):
+    if drop_last and n < world_size:
+        return []
+    return sharded(n, world_size, rank, epoch, seed, shuffle, drop_last)
 
 
 @shard_indices.misconception("shuffle=False is not looked at: your order is always permuted.")

@@ -69,31 +69,34 @@ def simulate_ddp(
 
 
 class Classifier(nn.Module):
-    """A linear layer, where wanted after a buffer is subtracted; all numbers are drawn."""
+    """A linear layer, where wanted after buffers are subtracted and multiplied with."""
 
-    def __init__(self, draw, inputs, buffers):
+    def __init__(self, draw, inputs, buffers, number):
         super().__init__()
         self.weight = nn.Parameter(0.5 * draw.normal(3, inputs))  # cheaper than nn.Linear's start
         self.bias = nn.Parameter(0.5 * draw.normal(3))
         self.register_buffer("center", draw.normal(inputs) if buffers else None)
+        self.register_buffer("times", draw.tensor(number, dtype=torch.int64) if buffers else None)
 
     def forward(self, x):
-        return F.linear(x if self.center is None else x - self.center, self.weight, self.bias)
+        x = x if self.center is None else (x - self.center) * self.times
+        return F.linear(x, self.weight, self.bias)
 
 
 def train(implementation, draw, world_size, rows, *, epochs=1, batch_size=2, buffers=False,
-          stale=False):  # fmt: skip
+          stale=False, seed=None):  # fmt: skip
     """What came back, all replicas afterwards, without their gradients, and which share memory."""
     inputs = draw.whole(2, 4)
-    replicas = [Classifier(draw, inputs, buffers) for _ in range(world_size)]
+    replicas = [Classifier(draw, inputs, buffers, 1 + rank) for rank in range(world_size)]
     for replica in replicas:
         replica.train(draw.choice((True, False)))
     if stale:
         for replica in replicas:
             give_gradients(draw, replica)
     x, y = draw.normal(rows, inputs), draw.integers(0, 2, rows)
-    lr, seed = draw.number(0.3, 0.6), draw.whole(0, 1000)
-    result = implementation(replicas, x, y, epochs, batch_size, lr, seed)
+    lr, seed = draw.number(0.3, 0.6), draw.whole(1, 1000) if seed is None else seed
+    given, replicas = replicas, list(replicas)  # what is looked at are the models themselves
+    result = implementation(given, x, y, epochs, batch_size, lr, seed)
     weights = [next(replica.parameters()) for replica in replicas]
     return {
         "1. losses": result,
@@ -123,12 +126,12 @@ def one_replica_with_gradients_from_before(implementation, draw):
 
 @simulate_ddp.case(random=True)
 def two_replicas_and_a_short_last_slice(implementation, draw):
-    return train(implementation, draw, 2, draw.whole(5, 6))
+    return train(implementation, draw, 2, draw.whole(5, 6), stale=True)
 
 
 @simulate_ddp.case(random=True)
-def several_epochs(implementation, draw):
-    return train(implementation, draw, 2, 6, epochs=2)
+def several_epochs_and_seed_0(implementation, draw):
+    return train(implementation, draw, 2, 6, epochs=2, seed=0)
 
 
 @simulate_ddp.case(random=True)
@@ -146,11 +149,11 @@ def simulate(replicas, x, y, epochs, batch_size, lr, seed, *, start="broadcast",
              steppers="all", report=None, after=False, mode=None, **options):  # fmt: skip
     """The answer in parts that can be exchanged.
 
-    start: "broadcast", "share", "parameters" alone, or "nothing". shard(rank), seeds(seed, rank),
-    options: of the sampler. tail: whether the short last slice is used. clear: "before", "after"
-    the step, "first" for the first rank alone, "never". divisor(world size, rows). exchange: "all",
-    "none", or "first" for the first rank's gradients. after: losses are those after the update.
-    mode: of training, where the answer sets one.
+    start: "broadcast", "share", "parameters" alone, "floats", or "nothing". shard(rank),
+    seeds(seed, rank), options: of the sampler. tail: whether the short last slice is used. clear:
+    "before", "after" the step, "first" for the first rank alone, "never". divisor(world size,
+    rows). exchange: "all", "none", or "first" for the first rank's gradients. after: losses are
+    those after the update. mode: of training, where the answer sets one.
     """
     world_size = len(replicas)
     for replica in replicas:
@@ -161,6 +164,11 @@ def simulate(replicas, x, y, epochs, batch_size, lr, seed, *, start="broadcast",
         elif start == "parameters":
             for mine, first in zip(replica.parameters(), replicas[0].parameters(), strict=True):
                 mine.data.copy_(first.data)
+        elif start == "floats":
+            for mine, first in zip(replica.state_dict().values(), replicas[0].state_dict().values(),
+                                   strict=True):  # fmt: skip
+                if first.is_floating_point():
+                    mine.copy_(first)
         elif start == "share":
             for mine, first in zip([*replica.parameters(), *replica.buffers()],
                                    [*replicas[0].parameters(), *replicas[0].buffers()],
@@ -236,6 +244,14 @@ def buffers_not_broadcast(*args):
 
 
 @simulate_ddp.misconception(
+    "Only what is floating point is copied from rank 0. A buffer of integers is part of the model, "
+    "too."
+)
+def integers_not_broadcast(*args):
+    return simulate(*args, start="floats")
+
+
+@simulate_ddp.misconception(
     "The replicas share the memory of rank 0's weights instead of having copies, so every rank's "
     "step moves all of them: world_size steps for one. Copy the values into each replica's own "
     "tensors."
@@ -253,6 +269,16 @@ def copies_trained(replicas, *args):
 
 
 @simulate_ddp.misconception(
+    "You put copies of the first replica into the list, in place of the others. The models that "
+    "the caller made are no longer in it and never learn: it is they that take the weights of "
+    "rank 0 and the steps."
+)
+def entries_replaced(replicas, *args):
+    replicas[1:] = [copy.deepcopy(replicas[0]) for _ in replicas[1:]]
+    return simulate(replicas, *args)
+
+
+@simulate_ddp.misconception(
     "The training is right, and the replicas are in training mode afterwards, whatever they were "
     "in. Leave the modes alone."
 )
@@ -266,6 +292,13 @@ def set_to_training(*args):
 )
 def seed_ignored(*args):
     return simulate(*args, seeds=lambda seed, rank: 0)
+
+
+@simulate_ddp.misconception(
+    "A seed of 0 is taken for no seed, and replaced by another one. 0 is a seed like any other."
+)
+def seed_0_replaced(*args):
+    return simulate(*args, seeds=lambda seed, rank: seed or 1)
 
 
 @simulate_ddp.misconception(
@@ -328,6 +361,15 @@ def cleared_on_rank_0_only(*args):
     return simulate(*args, clear="first")
 
 
+@simulate_ddp.misconception(
+    "Before the first step gradients are cleared on the first rank alone. What the other ranks "
+    "held from before goes into the first mean."
+)
+def stale_on_other_ranks(replicas, *args):
+    replicas[0].zero_grad()
+    return simulate(replicas, *args, clear="after")
+
+
 @simulate_ddp.misconception("Gradients are never cleared. Each step uses the sum of all before it.")
 def never_cleared(*args):
     return simulate(*args, clear="never")
@@ -381,7 +423,8 @@ def gradients_of_rank_0(*args):
 
 
 @simulate_ddp.misconception(
-    "Only the first replica takes steps. Every rank has an optimizer and takes the same step."
+    "Only the first replica takes steps. Every rank has an optimizer and takes the same step; look "
+    "also whether each still has its gradient when its turn comes."
 )
 def only_rank_0_steps(*args):
     return simulate(*args, steppers="first")
