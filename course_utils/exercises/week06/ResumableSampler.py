@@ -102,6 +102,18 @@ def a_state_written_by_hand(implementation, draw):
 
 
 @ResumableSampler.case
+def back_to_zero(implementation, draw):
+    count = draw.whole(6, 9)
+    sampler = implementation(count, draw.whole(1, 50))
+    seen = []
+    for _ in range(2):  # from the middle of epoch 0, then from that of epoch 1
+        some(sampler, 2)
+        sampler.load_state_dict({"seed": 0, "epoch": 0, "cursor": 0})
+        seen.append({"1. state": state(sampler), "2. indices": some(sampler, count + 3)})
+    return seen
+
+
+@ResumableSampler.case
 def state_and_length_after_each_index(implementation, draw):
     count = draw.whole(3, 5)
     sampler = implementation(count, seed=draw.whole(1, 50))
@@ -345,6 +357,38 @@ class seed_not_loaded(Parts):
 
 
 @ResumableSampler.misconception(
+    "A number in the state that is 0 is not loaded, since 0 counts as false: `or` then takes the "
+    "old number. 0 is a seed, an epoch and a cursor like any other."
+)
+class zeros_not_loaded(Parts):
+    def load_state_dict(self, state):
+        for name in ("seed", "epoch", "cursor"):
+            setattr(self, name, state[name] or getattr(self, name))
+
+
+@ResumableSampler.misconception(
+    "You keep the order of each epoch and find it by the epoch alone. After a state with another "
+    "seed is loaded, the order that you kept is the wrong one."
+)
+class orders_kept_by_epoch(Parts):
+    def order(self):
+        return vars(self).setdefault("orders", {}).setdefault(self.epoch, super().order())
+
+
+@ResumableSampler.misconception(
+    "You keep one order and draw it anew when the epoch changes. Loading may bring another seed "
+    "for the same epoch, and the order that you kept is then the wrong one."
+)
+class an_order_kept_until_the_epoch_changes(Parts):
+    kept = None, []
+
+    def order(self):
+        if self.kept[0] != self.epoch:
+            self.kept = self.epoch, super().order()
+        return self.kept[1]
+
+
+@ResumableSampler.misconception(
     "state_dict gives out the dictionary that the sampler itself works with. It changes while you "
     "hold it; what is saved must be a copy."
 )
@@ -374,6 +418,16 @@ class counts_in_the_loaded_state(Parts):
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self.loaded = state
+
+
+@ResumableSampler.misconception(
+    "load_state_dict takes the numbers out of the dictionary and leaves it empty. The state is the "
+    "caller's, who may load it a second time; only look at it."
+)
+class empties_the_loaded_state(Parts):
+    def load_state_dict(self, state):
+        self.seed, self.epoch = state.pop("seed"), state.pop("epoch")
+        self.cursor = state.pop("cursor")
 
 
 @ResumableSampler.misconception(

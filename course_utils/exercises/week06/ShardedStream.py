@@ -1,5 +1,7 @@
 """A stream that is divided among the workers of all ranks."""
 
+import itertools
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -17,8 +19,9 @@ class ShardedStream(torch.utils.data.IterableDataset):
     Without an answer, in the main process, w is 0 and n is 1.
 
     Iteration yields items[s], items[s + S], items[s + 2 * S], ... as far as the items reach, where
-    s = rank * n + w and S = world_size * n. Reading an item may be slow, so no other one is read.
-    The stream can be iterated again and again, also twice at the same time.
+    s = rank * n + w and S = world_size * n. Reading an item may be slow: an iteration reads each of
+    these once, when it is asked for, and no other one. The stream can be iterated again and again,
+    also twice at the same time.
     """
 
     def __init__(self, items, rank=0, world_size=1):
@@ -42,7 +45,7 @@ class Shelf:
     def __init__(self, books, room=0):
         self._books = list(books)
         self._room = max(room, len(self._books))
-        self.asked = set()
+        self.asked = []
 
     def __len__(self):
         return len(self._books)
@@ -52,13 +55,13 @@ class Shelf:
             raise TypeError("this sequence is indexed with ints")
         if not 0 <= position < self._room:
             raise IndexError(position)
-        self.asked.add(position)
+        self.asked.append(position)
         return self._books[position] if position < len(self) else -position
 
 
 def numbers(draw, count):
-    """Distinct numbers that do not tell their position."""
-    return (100 + 7 * draw.permutation(count)).tolist()
+    """Distinct numbers that do not tell their position; one of them is 0."""
+    return (7 * draw.permutation(count)).tolist()
 
 
 def shards(implementation, items, workers, ranks):
@@ -82,7 +85,7 @@ def delivered(stream, number, workers, most):
 
 @ShardedStream.case
 def one_process(implementation, draw):
-    return shards(implementation, numbers(draw, 10), 0, 1)
+    return shards(implementation, [*numbers(draw, 8), None, 1], 0, 1)
 
 
 @ShardedStream.case
@@ -149,11 +152,18 @@ def a_sequence_with_a_length_and_ints_alone(implementation, draw):
 
 @ShardedStream.case
 def which_items_are_read(implementation, draw):
-    books, seen = numbers(draw, 9), {}
+    books, seen = numbers(draw, 12), {}
     for rank, number in ((0, 1), (1, 0)):
         shelf = Shelf(books)
-        got = delivered(implementation(shelf, rank, 2), number, 2, 12)
-        seen[f"rank {rank}, worker {number}"] = {"1. got": got, "2. positions": sorted(shelf.asked)}
+        stream = implementation(shelf, rank, 2)
+        first = delivered(stream, number, 2, 1)
+        early = sorted(shelf.asked)
+        got = delivered(stream, number, 2, 12)
+        seen[f"rank {rank}, worker {number}"] = {
+            "1. got": [first, got],
+            "2. positions": sorted(shelf.asked),
+            "3. positions when one was asked for": early,
+        }
     return seen
 
 
@@ -382,6 +392,58 @@ class reads_everything(Parts):
         for position, item in enumerate(self.items):
             if position % step == start:
                 yield item
+
+
+@ShardedStream.misconception(
+    "You leave out items that count as false, such as 0 or None. They are items like any other; "
+    "only the positions say what belongs to a shard."
+)
+class leaves_out_what_counts_as_false(Parts):
+    def __iter__(self):
+        return (item for item in super().__iter__() if item)
+
+
+@ShardedStream.misconception(
+    "You leave out items that are None. None is an item like any other; only the positions say "
+    "what belongs to a shard."
+)
+class leaves_out_None(Parts):
+    def __iter__(self):
+        return (item for item in super().__iter__() if item is not None)
+
+
+@ShardedStream.misconception(
+    "You read the whole shard before the first item is delivered. The loop waits for all of them, "
+    "and all must fit into memory at once; read each when its turn comes."
+)
+class reads_its_shard_at_once(Parts):
+    def __iter__(self):
+        return iter(list(super().__iter__()))
+
+
+@ShardedStream.misconception(
+    "You read each item twice: once to look at it and once more to deliver it. Reading may be "
+    "slow; keep what you read in a variable."
+)
+class reads_each_twice(Parts):
+    def __iter__(self):
+        for position in self.positions():
+            if self.items[position] is not self:
+                yield self.items[position]
+
+
+@ShardedStream.misconception(
+    "You read one item more than was asked for. Whoever stops early has waited for an item that "
+    "nobody uses."
+)
+class reads_one_ahead(Parts):
+    def __iter__(self):
+        items = super().__iter__()
+        waiting = list(itertools.islice(items, 1))
+        for item in items:
+            waiting.append(item)
+            yield waiting.pop(0)
+        yield from waiting
 
 
 @ShardedStream.misconception(

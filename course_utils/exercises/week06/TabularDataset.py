@@ -73,8 +73,9 @@ def a_single_column(implementation, draw):
 
 @TabularDataset.case
 def labels_of_many_digits(implementation, draw):
-    X, y = table(draw, *draw.sizes(2))
-    return rows_of(implementation(X, 2**40 + 1 + 2 * y))  # odd, so no float32 is near enough
+    X, y = table(draw, 3, draw.whole(2, 5))
+    y = 1 + 2 * y  # odd: no float32 is near enough to the first label, no float64 to the second
+    return rows_of(implementation(X, y + np.array([2**40, 2**60, 0])))
 
 
 @TabularDataset.case
@@ -150,7 +151,8 @@ def a_transform_that_returns_something_else(implementation, draw):
         return {"call": len(calls), "part": x[1:]}
 
     dataset = implementation(*table(draw, rows, width, np.float64), transform=number_and_part)
-    return [dataset[0], dataset[-1], dataset[0]]
+    nothing = implementation(*table(draw, rows, width), transform=lambda x: calls.append(1))
+    return [dataset[0], dataset[-1], dataset[0], nothing[0], len(calls)]
 
 
 @TabularDataset.case
@@ -176,7 +178,8 @@ def batches_of_a_DataLoader(implementation, draw):
 def shapes_that_do_not_fit(implementation, draw):
     rows, width = draw.sizes(2)
     X, y = table(draw, rows, width)
-    wrong = ((X[:, 0], y), (X[None], y[:1]), (X, y[:, None]), (X, y[:-1]), (X[:-1], y))
+    wrong = ((X[:, 0], y), (X[None], y[:1]), (X, y[:, None]), (X, y[:-1]), (X[:-1], y),
+             (X[0], y[:1]), (X[:1], np.array(y[0])))  # fmt: skip
     return [type(attempt(implementation, *pair)).__name__ for pair in wrong]
 
 
@@ -357,6 +360,35 @@ class float_labels(Parts):
 class labels_by_way_of_float32(Parts):
     def labels(self, y):
         return torch.from_numpy(np.array(y, dtype=np.float32)).long()
+
+
+@TabularDataset.misconception(
+    "Your labels are int64 but went through float64 on the way. That rounds whole numbers above 2 "
+    "to the 53rd, such as hashes used as identifiers; convert the integers directly."
+)
+class labels_by_way_of_float64(Parts):
+    def labels(self, y):
+        return torch.from_numpy(np.array(y, dtype=np.float64)).long()
+
+
+@TabularDataset.misconception(
+    "Where the transform returns None you give the row instead. Whatever it returns takes the "
+    "place of x; a transform that forgot its return should show at once."
+)
+class the_row_instead_of_None(Parts):
+    def __getitem__(self, i):
+        x = self.row(i)
+        result = None if self.transform is None else self.transform(x)
+        return x if result is None else result, self.label(i)
+
+
+@TabularDataset.misconception(
+    "You make the missing dimensions up, or one row into a table. Arrays of other numbers of "
+    "dimensions are a mistake of the caller; raise ValueError."
+)
+class makes_dimensions_up(Parts):
+    def __init__(self, X, y, transform=None):
+        super().__init__(np.atleast_2d(X), np.atleast_1d(y), transform)
 
 
 @TabularDataset.misconception(

@@ -62,6 +62,8 @@ def sequences_of_different_lengths(implementation, draw):
 @pad_collate.case
 def token_numbers_and_another_pad_value(implementation, draw):
     batch = samples(draw, draw.sizes(3), torch.int64)
+    batch[0][0][0] = 0
+    batch[1][0].add_(2**60 + 1)  # more digits than a float32 or a float64 can tell apart
     return collated(implementation, batch, draw.whole(-100, -1))
 
 
@@ -72,7 +74,7 @@ def real_elements_equal_to_the_pad_value(implementation, draw):
     return collated(implementation, batch)
 
 
-@pad_collate.case
+@pad_collate.case(tolerance=(1e-12, 1e-12))
 def an_empty_sequence_among_others(implementation, draw):
     batch = samples(draw, (draw.whole(2, 4), 0, 5), torch.float64)
     return collated(implementation, batch, pad_value=-1.5)
@@ -95,9 +97,15 @@ def sequences_of_equal_length(implementation, draw):
 
 @pad_collate.case
 def labels_that_are_tensors(implementation, draw):
-    narrow = torch.int32
-    batch = [(s, draw.tensor(label).to(narrow)) for s, label in samples(draw, draw.sizes(3))]
-    return collated(implementation, batch)
+    batch = samples(draw, draw.sizes(3))
+    narrow = [(s, draw.tensor(label).to(torch.int32)) for s, label in batch]
+    large = [(s, label + 2**60) for s, label in batch[1:]]
+    return {
+        "1. all int32": collated(implementation, narrow),
+        "2. a uint8 tensor and ints": collated(
+            implementation, [(batch[0][0], draw.tensor(200).to(torch.uint8)), *large]
+        ),
+    }
 
 
 @pad_collate.case
@@ -242,6 +250,24 @@ def padded_in_float32(batch, pad_value=0):
 
 
 @pad_collate.misconception(
+    "Your padded tensor has the right dtype but was filled as float32. That rounds whole numbers "
+    "above 2 to the 24th and the digits of float64; allocate with the dtype of the sequences."
+)
+def padded_by_way_of_float32(batch, pad_value=0):
+    padded, *others = collate(batch, pad_value)
+    return padded.float().to(padded.dtype), *others
+
+
+@pad_collate.misconception(
+    "You pad with 0 first and then replace every 0 by pad_value. Real elements may be 0 as well, "
+    "and those change too; what is padding follows from the lengths alone."
+)
+def zeros_replaced_by_the_pad_value(batch, pad_value=0):
+    padded, *others = collate(batch, 0)
+    return padded.masked_fill(padded == 0, pad_value), *others
+
+
+@pad_collate.misconception(
     "Your lengths all are the width of the batch. They count the real elements of each sequence, "
     "before padding."
 )
@@ -278,6 +304,25 @@ def labels_with_a_dimension(batch, pad_value=0):
 def labels_keep_their_dtype(batch, pad_value=0):
     labels = torch.stack([torch.as_tensor(label) for _, label in batch]).to(batch[0][0].device)
     return collate(batch, pad_value, labels_of=lambda _: labels)
+
+
+@pad_collate.misconception(
+    "Your labels are int64 but were floating-point numbers on the way, as in torch.Tensor(…).long()"
+    ". That rounds large numbers; convert each label as a whole number."
+)
+def labels_by_way_of_float32(batch, pad_value=0):
+    return collate(batch, pad_value, labels_of=lambda labels: labels.float().long())
+
+
+@pad_collate.misconception(
+    "You look at the first label and take all others to be of its kind. One batch may hold both "
+    "ints and tensors; treat each label by itself."
+)
+def kind_of_the_first_label_for_all(batch, pad_value=0):
+    labels = [label for _, label in batch]
+    if isinstance(labels[0], torch.Tensor):
+        torch.stack(labels)
+    return collate(batch, pad_value)
 
 
 @pad_collate.misconception("Your labels are floating-point numbers. Class indices are int64.")

@@ -65,7 +65,7 @@ def a_table_with_row_numbers_as_labels(implementation, draw):
 def most_rows_for_validation(implementation, draw):
     rows = draw.whole(12, 20)
     X, y = table(draw, rows, draw.whole(2, 5))
-    return split(implementation, X, 7 * y, (rows - 3.3) / rows, draw.whole(0, 99))
+    return split(implementation, X, y.double() / 7, (rows - 3.3) / rows, draw.whole(0, 99))
 
 
 @split_and_standardize.case
@@ -265,6 +265,24 @@ def default_unbiased_std(X, y, val_fraction, generator):
 def labels_not_permuted(X, y, val_fraction, generator):
     return parts(X, y, val_fraction, generator,
                  labels=lambda train, val: (y[len(val):], y[: len(val)]))  # fmt: skip
+
+
+@split_and_standardize.misconception(
+    "Your labels come back as int64. y may hold measured numbers, and those lose their fraction; "
+    "it keeps the dtype it has."
+)
+def labels_made_integers(X, y, val_fraction, generator):
+    return parts(X, y, val_fraction, generator,
+                 labels=lambda train, val: (y[train].long(), y[val].long()))  # fmt: skip
+
+
+@split_and_standardize.misconception(
+    "Your labels come back in the dtype of X. Class numbers are integers and cannot be indices as "
+    "floating-point numbers; y keeps the dtype it has."
+)
+def labels_in_the_dtype_of_X(X, y, val_fraction, generator):
+    return parts(X, y, val_fraction, generator,
+                 labels=lambda train, val: (y[train].to(X.dtype), y[val].to(X.dtype)))  # fmt: skip
 
 
 @split_and_standardize.misconception(
