@@ -324,9 +324,9 @@ class state_outside_ctx(Saves):
 
 
 @GeluFunction.misconception(
-    "x hangs on ctx as a plain attribute. When somebody edits it in place before backward, nobody "
-    "notices and the gradient is silently wrong. Tensors from forward belong where their version is"
-    " checked."
+    "x hangs on ctx as a plain attribute, or was saved through .data. When somebody edits it in "
+    "place before backward, nobody notices and the gradient is silently wrong. Tensors from "
+    "forward belong where their version is checked."
 )
 class x_as_a_plain_attribute(Saves):
     @staticmethod

@@ -209,8 +209,9 @@ class derivative_overflows(Saves):
 
 
 @StableLogSigmoid.misconception(
-    "1 + exp(-|x|) is rounded to 1 once the exponential is small, so at large x your value is 0. "
-    "There is a logarithm made for numbers near 1."
+    "At large x your value is exactly 0, and should be small but not 0. Either 1 + exp(-|x|) or a "
+    "sigmoid is rounded to 1 before its logarithm is taken (there is a logarithm made for numbers "
+    "near 1), or two nearly equal numbers are subtracted, or a limit of yours sets the 0."
 )
 class log_without_log1p(Saves):
     @staticmethod
@@ -322,9 +323,9 @@ class state_outside_ctx(Saves):
 
 
 @StableLogSigmoid.misconception(
-    "x hangs on ctx as a plain attribute. When somebody edits it in place before backward, nobody "
-    "notices and the gradient is silently wrong. Tensors from forward belong where their version is"
-    " checked."
+    "x hangs on ctx as a plain attribute, or was saved through .data. When somebody edits it in "
+    "place before backward, nobody notices and the gradient is silently wrong. Tensors from "
+    "forward belong where their version is checked."
 )
 class x_as_a_plain_attribute(Saves):
     @staticmethod

@@ -12,7 +12,7 @@ class StraightThroughSign(torch.autograd.Function):
     """The sign of x with a straight-through gradient, used as StraightThroughSign.apply(x).
 
     Forward: +1 where x >= 0 (also at 0), -1 elsewhere, in the shape and dtype of x, which is
-    floating point.
+    floating point and has no NaN.
     Backward: grad_output where |x| <= 1 (both ends included), exactly 0 elsewhere. grad_output is
     finite and has the shape of x.
 
@@ -208,6 +208,17 @@ class ends_excluded(Saves):
 
 
 @StraightThroughSign.misconception(
+    "Your mask has a margin, so that the gradient passes just outside of the ends as well. 1 and "
+    "-1 are exact numbers in every floating dtype, and the comparison can be exact too."
+)
+class ends_with_a_margin(Saves):
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * (x.abs() <= 1 + 1e-6)
+
+
+@StraightThroughSign.misconception(
     "Your mask looks at one side only: inputs below -1 still receive gradient. It is the size of "
     "x that counts."
 )
@@ -283,9 +294,9 @@ class state_outside_ctx(Saves):
 
 
 @StraightThroughSign.misconception(
-    "x hangs on ctx as a plain attribute. When somebody edits it in place before backward, nobody "
-    "notices and the gradient is silently wrong. Tensors from forward belong where their version is"
-    " checked."
+    "x hangs on ctx as a plain attribute, or was saved through .data. When somebody edits it in "
+    "place before backward, nobody notices and the gradient is silently wrong. Tensors from "
+    "forward belong where their version is checked."
 )
 class x_as_a_plain_attribute(Saves):
     @staticmethod

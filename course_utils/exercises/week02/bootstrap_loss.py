@@ -1,5 +1,7 @@
 """A loss whose goal must not move: gradients through one half only."""
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,8 +26,9 @@ def bootstrap_loss(
 
     The result is a scalar. Its gradient reaches the parameters of `value_net` and `states` only
     through V(s). Nothing reaches the parameters of `target_net` or `next_states`, also when
-    `target_net` is `value_net`. Each network is run in the train or eval mode that it and its parts
-    are in. Modes, requires_grad flags, every .grad and the grad mode are left as they were.
+    `target_net` is `value_net`. Each network itself (not a copy) is run, in the train or eval mode
+    that it and its parts are in. Modes, requires_grad flags, every .grad and the grad mode are left
+    as they were, also when recording is off. The tensors handed in are not modified.
     """
     with torch.no_grad():
         goal = rewards + discount * target_net(next_states).squeeze(1)
@@ -88,10 +91,11 @@ def a_single_row_in_float64(implementation, draw):
 @bootstrap_loss.case
 def flags_modes_and_grads_of_the_networks(implementation, draw):
     # What the networks look like after the call is compared for every argument. Dropout with
-    # probability 1 is a difference between the modes without chance.
+    # probability 1 is a difference between the modes without chance, and batch norm remembers that
+    # it ran.
     inputs = draw.whole(2, 4)
     value_net, target_net = make_net(draw, inputs).eval(), make_net(draw, inputs)
-    target_net.append(nn.Dropout(1.0))
+    target_net.append(nn.BatchNorm1d(1, device=draw.device)).append(nn.Dropout(1.0))
     target_net[0].eval()
     value_net[0].bias.requires_grad_(False)
     target_net[0].weight.requires_grad_(False)
@@ -106,6 +110,26 @@ def flags_modes_and_grads_of_the_networks(implementation, draw):
         gradients(loss, value_net[0].weight),
         "recording" if recording else "not recording",
     ]
+
+
+@bootstrap_loss.case
+def no_discount_while_recording_is_off(implementation, draw):
+    inputs = draw.whole(2, 4)
+    value_net, target_net = make_net(draw, inputs), make_net(draw, inputs)
+    states, next_states, rewards, _ = scene(draw, 3, inputs)
+    with torch.no_grad():
+        loss = implementation(value_net, target_net, states, next_states, rewards, 0.0)
+        recording = torch.is_grad_enabled()
+    value = loss.detach() if isinstance(loss, torch.Tensor) else loss
+    return {"loss": value, "afterwards": "recording" if recording else "not recording"}
+
+
+@bootstrap_loss.case
+def a_target_network_that_hands_back_its_input(implementation, draw):
+    value_net = make_net(draw, 1)
+    states, next_states, rewards, discount = scene(draw, 3, 1)
+    next_states = next_states.detach()
+    return implementation(value_net, nn.Identity(), states, next_states, rewards, discount)
 
 
 def pieces(value_net, target_net, states, next_states, rewards, discount):
@@ -280,6 +304,48 @@ def leaves_recording_off(value_net, target_net, states, next_states, rewards, di
     loss = bootstrap_loss.reference(value_net, target_net, states, next_states, rewards, discount)
     torch.set_grad_enabled(False)
     return loss
+
+
+@bootstrap_loss.misconception(
+    "You switched recording off and then on again. The caller may have switched it off for more "
+    "than your call, and finds it on. A with block brings back what was there before."
+)
+def switches_recording_on(value_net, target_net, states, next_states, rewards, discount):
+    loss = bootstrap_loss.reference(value_net, target_net, states, next_states, rewards, discount)
+    torch.set_grad_enabled(True)
+    return loss
+
+
+@bootstrap_loss.misconception(
+    "A discount of 0 is a discount too: the next state then counts nothing. `or` and a plain `if` "
+    "take 0.0 for nothing given."
+)
+def zero_discount_means_default(value_net, target_net, states, next_states, rewards, discount):
+    return bootstrap_loss.reference(
+        value_net, target_net, states, next_states, rewards, discount or 0.99
+    )
+
+
+@bootstrap_loss.misconception(
+    "You ran a copy of the target network. What a layer notes down when it runs, as batch norm "
+    "does in train mode, is lost with the copy, and copying costs time and memory at every step. "
+    "Gradients can be stopped without one."
+)
+def runs_a_copy(value_net, target_net, states, next_states, rewards, discount):
+    twin = copy.deepcopy(target_net)
+    return bootstrap_loss.reference(value_net, twin, states, next_states, rewards, discount)
+
+
+@bootstrap_loss.misconception(
+    "You wrote into what the target network returned. That may be memory of somebody else, here "
+    "next_states itself: a network can hand back its input or a view of it. Make a new tensor."
+)
+def edits_the_networks_output(value_net, target_net, states, next_states, rewards, discount):
+    with torch.no_grad():
+        goal = target_net(next_states).squeeze(1)
+        goal *= discount
+        goal += rewards
+    return F.mse_loss(value_net(states).squeeze(1), goal)
 
 
 @bootstrap_loss.misconception(

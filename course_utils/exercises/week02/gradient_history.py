@@ -63,7 +63,9 @@ def separate_storages(result, params):
 
 @gradient_history.case
 def batches_of_different_size(implementation, draw):
+    # The first batch is large in its values too: nothing of it may be left in the next gradients.
     params, batches = linear_problem(draw, *draw.sizes(3))
+    batches[0] = tuple(1e4 * values for values in batches[0])
     result = implementation(squared_error, params, batches)
     return {"result": result, "grads after the call": [p.grad for p in params]}
 
@@ -102,7 +104,8 @@ def a_parameter_that_is_not_used(implementation, draw):
 @gradient_history.case
 def a_loss_that_is_another_at_every_call(implementation, draw):
     params, batches = linear_problem(draw, 2, 3)
-    factors = cycle(draw.uniform(4, low=0.5, high=2.0))
+    # The factors are small, so that a loss that was rounded shows.
+    factors = cycle(draw.uniform(4, low=0.5e-3, high=2e-3))
 
     def loss_fn(params, batch):
         return next(factors) * squared_error(params, batch)
@@ -167,6 +170,20 @@ def never_cleared(loss_fn, params, batches):
 
 
 @gradient_history.misconception(
+    "You let .grad add up and subtracted the sum before. After a batch with large gradients the "
+    "sum has no digits left for small ones, and the difference is mostly rounding. Ask for each "
+    "gradient on its own."
+)
+def differences_of_running_sums(loss_fn, params, batches):
+    losses, sums = by_backward(
+        loss_fn, params, batches, between=lambda params: None, keep=lambda p: p.grad.clone()
+    )
+    before = [[torch.zeros_like(p.detach()) for p in params], *sums]
+    rows = zip(sums, before, strict=False)
+    return losses, [[a - b for a, b in zip(*row, strict=True)] for row in rows]
+
+
+@gradient_history.misconception(
     "You stored the tensor that later batches write into, so all entries end up showing the last "
     "batch. Store something of your own."
 )
@@ -209,6 +226,15 @@ def keeps_loss_tensors(loss_fn, params, batches):
 def losses_are_tensors(loss_fn, params, batches):
     losses, history = keeps_loss_tensors(loss_fn, params, batches)
     return [loss.detach() for loss in losses], history
+
+
+@gradient_history.misconception(
+    "You rounded the losses. That is for printing; a small loss loses its digits. What is asked "
+    "for is the number as it is."
+)
+def rounds_the_losses(loss_fn, params, batches):
+    losses, history = gradient_history.reference(loss_fn, params, batches)
+    return [round(loss, 4) for loss in losses], history
 
 
 @gradient_history.misconception(
@@ -405,9 +431,9 @@ def keeps_graph(loss_fn, params, batches):
 
 
 @gradient_history.misconception(
-    "Two entries share their memory. autograd.grad may hand out one tensor twice: in a sum both "
-    "terms get the very same gradient. Writing into one entry would change the other, so give "
-    "each its own."
+    "Two entries share their memory. Views of one tensor do, and autograd.grad may hand out one "
+    "tensor twice: in a sum both terms get the very same gradient. Writing into one entry would "
+    "change the other, so give each its own."
 )
 def shares_memory(loss_fn, params, batches):
     losses, history = [], []

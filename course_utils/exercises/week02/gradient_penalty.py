@@ -74,10 +74,9 @@ def a_single_row_that_requires_grad(implementation, draw):
 
 
 @gradient_penalty.case
-def an_x_that_was_computed(implementation, draw):
-    inputs = draw.whole(2, 3)
-    f, parameters = make_critic(draw, inputs)
-    source = draw.normal(5, inputs, requires_grad=True)
+def a_single_column_that_was_computed(implementation, draw):
+    f, parameters = make_critic(draw, 1)
+    source = draw.normal(5, 1, requires_grad=True)
     x = source * 1.5
     penalty = implementation(f, x)
     return {
@@ -89,12 +88,23 @@ def an_x_that_was_computed(implementation, draw):
 
 @gradient_penalty.case
 def rows_without_slope(implementation, draw):
-    # relu of numbers below zero: the first rows have slope exactly 0.
-    weight = draw.uniform(3, low=0.5, high=2, dtype=torch.float64).requires_grad_()
-    x = draw.uniform(4, 3, low=0.1, high=1, dtype=torch.float64)
-    x = x * draw.tensor([[-1.0], [-1.0], [1.0], [1.0]], dtype=torch.float64)
-    penalty = implementation(lambda points: torch.relu(points @ weight), x)
-    return {"penalty": penalty, "its gradient": gradients(penalty, weight)}
+    # relu of numbers below zero: the first rows have slope exactly 0. The other rows have a slope
+    # that a hasty test might take for none.
+    side = draw.tensor([[-1.0], [-1.0], [1.0], [1.0]], dtype=torch.float64)
+    slopes = {
+        "entries that cancel": [1.0, -2.0, 1.0],
+        "an entry of zero": [1.0, -3.0, 0.0],
+        "a very small slope": [1e-9, -3e-9, 1e-9],
+    }
+    seen = {}
+    for name, slope in slopes.items():
+        weight = draw.number(1.5, 2.5) * draw.tensor(slope, dtype=torch.float64)
+        x = draw.uniform(4, 3, low=0.1, high=1, dtype=torch.float64) * side * weight.sign()
+        weight.requires_grad_()
+        penalty = implementation(lambda points, w=weight: torch.relu(points @ w), x)
+        seen[f"{name}: penalty"] = penalty
+        seen[f"{name}: its gradient"] = gradients(penalty, weight)
+    return seen
 
 
 @gradient_penalty.case
@@ -181,7 +191,7 @@ def absolute_difference(f, x):
 
 
 @gradient_penalty.misconception(
-    "Something small under the root keeps the gradient finite, and makes the value at a zero slope "
+    "Something small under the root, added or as a lower limit, makes the value at a zero slope "
     "0.999998 instead of 1. No epsilon is needed: there is a norm that knows this corner."
 )
 def epsilon_in_the_root(f, x):
@@ -189,7 +199,7 @@ def epsilon_in_the_root(f, x):
 
 
 @gradient_penalty.misconception(
-    "Something small under the root keeps the gradient finite, and makes the value at a zero slope "
+    "Something small under the root, added or as a lower limit, makes the value at a zero slope "
     "0.9998 instead of 1. No epsilon is needed: there is a norm that knows this corner."
 )
 def larger_epsilon_in_the_root(f, x):
@@ -219,6 +229,41 @@ def drops_rows_without_slope(f, x):
 )
 def mean_before_square(f, x):
     return (slopes_of(f, x).norm(dim=1).mean() - 1) ** 2
+
+
+@gradient_penalty.misconception(
+    "You took rows with a small slope for rows without one, so that their parameters receive no "
+    "gradient or too little of it. Only a slope of exactly zero is the special case."
+)
+def small_slopes_count_as_none(f, x):
+    lengths = slopes_of(f, x).norm(dim=1)
+    return ((torch.where(lengths < 1e-6, 0.0, lengths) - 1) ** 2).mean()
+
+
+@gradient_penalty.misconception(
+    "You told rows without slope by the sum of the entries, and (1, -1) adds up to 0 as well. The "
+    "slope is zero where all its entries are."
+)
+def no_slope_by_the_sum(f, x):
+    slopes = slopes_of(f, x)
+    return ((torch.where(slopes.sum(dim=1) == 0, 0.0, slopes.norm(dim=1)) - 1) ** 2).mean()
+
+
+@gradient_penalty.misconception(
+    "You took one entry of zero for a row without slope. The slope is zero where all its entries "
+    "are."
+)
+def no_slope_by_one_entry(f, x):
+    slopes = slopes_of(f, x)
+    return ((torch.where((slopes == 0).any(dim=1), 0.0, slopes.norm(dim=1)) - 1) ** 2).mean()
+
+
+@gradient_penalty.misconception(
+    "squeeze() removes every dimension of size 1. When x has a single column, the rows became the "
+    "last dimension, and the norm ran over all of them."
+)
+def squeezes_the_slopes(f, x):
+    return ((slopes_of(f, x).squeeze().norm(dim=-1) - 1) ** 2).mean()
 
 
 @gradient_penalty.misconception("You added the rows up. The penalty is their mean.")

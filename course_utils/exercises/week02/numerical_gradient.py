@@ -39,9 +39,10 @@ def numerical_gradient(
     all others stay where they are. `eps` is an absolute step, the same for every coordinate.
 
     `f` takes a float64 tensor of the shape of `x` and returns a 0-d tensor. Evaluate it in float64
-    whatever the dtype of `x`. `x` is floating point, of any shape including 0-d and of any strides;
-    it may require grad. Return a tensor with the shape and dtype of `x`, without a graph. Neither
-    the values of `x` nor its flags change.
+    whatever the dtype of `x`. `f` may hand back a part of its argument, or the argument itself. `x`
+    is floating point, of any shape including 0-d and empty, and of any strides; it may require
+    grad. Return a tensor with the shape and dtype of `x`, without a graph. Neither the values of
+    `x` nor its flags change.
     """
     point = x.detach().to(torch.float64)
     slopes = []
@@ -124,6 +125,20 @@ def a_tensor_without_dimensions(implementation, draw):
 
 
 @numerical_gradient.case
+def a_tensor_without_entries(implementation, draw):
+    return implementation(lambda point: point.sum(), draw.normal(0, 3), 0.1)
+
+
+@numerical_gradient.case
+def functions_that_hand_back_what_they_were_given(implementation, draw):
+    row = draw.normal(3, dtype=torch.float64)
+    return [
+        implementation(lambda point: point[1], row, 0.1),
+        implementation(lambda point: point, draw.normal(dtype=torch.float64), 0.1),
+    ]
+
+
+@numerical_gradient.case
 def an_input_and_weights_that_require_grad(implementation, draw):
     weight = draw.normal(2, dtype=torch.float64, requires_grad=True)
     leaf = draw.normal(2, dtype=torch.float64, requires_grad=True)
@@ -140,7 +155,8 @@ def measured(f, x, eps, slope):
     with torch.no_grad():
         start = x.detach().double().reshape(-1).clone()
         slopes = [slope(lambda flat: f(flat.reshape(x.shape)), start, k) for k in range(x.numel())]
-        return torch.stack([torch.as_tensor(s) for s in slopes]).to(x.dtype).reshape(x.shape)
+        slopes = [float(slope) for slope in slopes]
+        return torch.tensor(slopes, dtype=x.dtype, device=x.device).reshape(x.shape)
 
 
 def stepped(point, k, step):
@@ -198,7 +214,8 @@ def float32_steps(f, x, eps=1e-5):
 )
 def edits_x(f, x, eps=1e-5):
     result = numerical_gradient.reference(f, x, eps)
-    x.detach().double()[(-1,) * x.dim()] -= eps
+    if x.numel():
+        x.detach().double()[(-1,) * x.dim()] -= eps
     return result
 
 
@@ -219,6 +236,36 @@ def steps_inside_x(f, x, eps=1e-5):
         flat[k] += eps
         slopes[k] = (up - down) / (2 * eps)
     return slopes.view(x.shape).to(x.dtype)
+
+
+@numerical_gradient.misconception(
+    "What f gave you for the upper point was still a tensor when you moved on, and f may hand back "
+    "a part of its argument: stepping inside the point then changes a value that you had measured "
+    "already. Take the number at once, or make a new point for each step."
+)
+def steps_inside_the_point_before_reading(f, x, eps=1e-5):
+    point = x.detach().double().clone(memory_format=torch.contiguous_format)
+    flat = point.view(-1)
+    slopes = torch.zeros_like(flat)
+    with torch.no_grad():
+        for k in range(len(flat)):
+            here = flat[k].item()
+            flat[k] = here + eps
+            up = f(point)
+            flat[k] = here - eps
+            down = f(point)
+            slopes[k] = (up - down) / (2 * eps)
+            flat[k] = here
+    return slopes.view(x.shape).to(x.dtype)
+
+
+@numerical_gradient.misconception(
+    "An x without entries leaves your list of slopes empty, and stack and cat refuse an empty "
+    "list. The gradient is then empty too, in the shape of x."
+)
+def stacks_an_empty_list(f, x, eps=1e-5):
+    flat = numerical_gradient.reference(f, x, eps).reshape(-1)
+    return torch.stack([*flat]).reshape(x.shape)
 
 
 @numerical_gradient.misconception(
@@ -301,7 +348,7 @@ def keeps_graph(f, x, eps=1e-5):
         (f(point + step.reshape(x.shape)) - f(point - step.reshape(x.shape))) / (2 * eps)
         for step in steps
     ]
-    return torch.stack(slopes).to(x.dtype).reshape(x.shape)
+    return torch.stack(slopes).to(x.dtype).reshape(x.shape) if slopes else torch.zeros_like(x)
 
 
 @numerical_gradient.misconception(
