@@ -46,9 +46,11 @@ def filled(implementation, draw, n, p, training=True):
     return model, draw.normal(batch, d), draw.normal(batch, d)
 
 
-def step(implementation, draw, n, p, training=True, requires_grad=False):
+def step(implementation, draw, n, p, training=True, requires_grad=False, apart=()):
     """Forward and backward: gradients, calls of the blocks, what was kept, flags."""
     model, x, upstream = filled(implementation, draw, n, p, training)
+    for i in apart:  # this block is in the other mode
+        model.blocks[i].train(not training)
     x.requires_grad_(requires_grad)
     tensors = {**dict(model.named_parameters()), "x": x}
     seen = trained(lambda: model(x), model.blocks, tensors, upstream)
@@ -62,7 +64,7 @@ def training_without_dropout(implementation, draw):
 
 @CheckpointedStack.case
 def training_with_dropout(implementation, draw):
-    return step(implementation, draw, 4, 0.4, requires_grad=True)
+    return step(implementation, draw, 4, 0.4, requires_grad=True, apart=[1])
 
 
 @CheckpointedStack.case
@@ -154,6 +156,18 @@ class random_state(Parts):
 class recomputes_in_eval(Parts):
     def recompute(self):
         return torch.is_grad_enabled()
+
+
+@CheckpointedStack.misconception(
+    "Each block is asked for its own mode. A block may be in evaluation mode while the module "
+    "trains, and is a checkpoint then too: it is the module's mode that counts."
+)
+class each_block_asked(Parts):
+    def forward(self, x):
+        for block in self.blocks:
+            recompute = block.training and torch.is_grad_enabled()
+            x = x + (self.block(block, x) if recompute else block(x))
+        return self.norm(x)
 
 
 @CheckpointedStack.misconception(

@@ -19,7 +19,7 @@ def checkpointed_forward(
 
     The last group may be shorter and is a checkpoint as well. Checkpoints are of the non-reentrant
     kind, and the random state is preserved. segment=None means ceil(sqrt(len(blocks))). A segment
-    below 1 raises ValueError. Without blocks the answer is x.
+    below 1 always raises ValueError. Otherwise, without blocks, the answer is x.
 
     Output, gradients and the use of random numbers equal those of the plain loop, also where x does
     not require grad. In eval mode all this holds as well; it also works under no_grad. blocks is
@@ -54,11 +54,12 @@ def stack(draw, count, width, dropout=0.0):
 
 def run(
     implementation, draw, count, segment, *,
-    dropout=0.0, requires_grad=False, plain_list=False, training=True,
+    dropout=0.0, requires_grad=False, plain_list=False, training=True, frozen=0,
 ):  # fmt: skip
     """One forward and backward pass through a stack of so many blocks."""
     width, batch = draw.sizes(2)
     blocks = stack(draw, count, width, dropout).train(training)
+    blocks[:frozen].requires_grad_(False)
     x = draw.normal(batch, width, requires_grad=requires_grad)
     options = () if segment is None else (segment,)
     given = list(blocks) if plain_list else blocks
@@ -78,6 +79,11 @@ def seven_blocks_in_threes(implementation, draw):
 @checkpointed_forward.case
 def data_that_do_not_require_grad(implementation, draw):
     return run(implementation, draw, 4, 1)
+
+
+@checkpointed_forward.case
+def data_and_a_first_block_that_do_not_require_grad(implementation, draw):
+    return run(implementation, draw, 3, 1, frozen=1)
 
 
 @checkpointed_forward.case
@@ -108,7 +114,7 @@ def dropout(implementation, draw):
 @checkpointed_forward.case
 def no_blocks(implementation, draw):
     x = draw.normal(*draw.sizes(2), requires_grad=True)
-    results = [attempt(implementation, nn.ModuleList(), x, *rest) for rest in ((), (2,))]
+    results = [attempt(implementation, nn.ModuleList(), x, *rest) for rest in ((), (2,), (0,))]
     return {"results": results, "the result is x itself": [result is x for result in results]}
 
 
@@ -248,8 +254,8 @@ def every_block_by_itself(blocks, x, segment=None):
 
 
 @checkpointed_forward.misconception(
-    "Your default length is the square root, rounded down. Five blocks make segments of three: "
-    "round up."
+    "Your default length is the square root, rounded down or to the nearest number. Five blocks "
+    "make segments of three: round up."
 )
 def square_root_rounded_down(blocks, x, segment=None):
     return in_groups(blocks, x, segment, length=math.isqrt)
@@ -282,6 +288,14 @@ def segment_not_checked(blocks, x, segment=None):
 
 
 @checkpointed_forward.misconception(
+    "Without blocks x comes back before segment is looked at. A segment below 1 is refused in any "
+    "case: check the arguments first."
+)
+def segment_not_checked_without_blocks(blocks, x, segment=None):
+    return checkpointed_forward.reference(blocks, x, segment) if len(blocks) else x
+
+
+@checkpointed_forward.misconception(
     "segment=0 was taken for no segment, since 0 counts as false. Compare with None."
 )
 def zero_taken_for_none(blocks, x, segment=None):
@@ -294,6 +308,16 @@ def zero_taken_for_none(blocks, x, segment=None):
 )
 def makes_x_require_grad(blocks, x, segment=None):
     return checkpointed_forward.reference(blocks, x.requires_grad_(), segment)
+
+
+@checkpointed_forward.misconception(
+    "A copy of x that requires grad takes its place. Gradients are then worked out as far back as "
+    "the input, through blocks that are frozen; the non-reentrant variant does without."
+)
+def copy_that_requires_grad(blocks, x, segment=None):
+    if len(blocks) and torch.is_grad_enabled() and not x.requires_grad:
+        x = x.detach().requires_grad_()
+    return checkpointed_forward.reference(blocks, x, segment)
 
 
 @checkpointed_forward.misconception(

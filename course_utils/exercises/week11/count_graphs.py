@@ -51,7 +51,7 @@ def counted(implementation, *requests):
 
 @count_graphs.case
 def a_function_that_prints(implementation, draw):
-    first = draw.normal(draw.whole(3, 9))
+    first = draw.normal(draw.whole(3, 9), 2)[:, 0]
     inputs, calls = [first, first + 1], []
 
     @torch._dynamo.disable
@@ -80,10 +80,15 @@ def a_branch_of_which_both_sides_are_taken(implementation, draw):
 @count_graphs.case
 def one_length_and_then_three_others(implementation, draw):
     def fn(x):
-        return x * 2 + 1
+        y = x * 2
+        if torch.is_grad_enabled():
+            print(end="")
+        return y + 1
 
     first, *others = lengths(draw, 4)
-    return counted(implementation, (fn, [first, 2 * first], None), (fn, others, None))
+    with fresh_compilations(), torch.no_grad():
+        torch.compile(fn, backend="eager")(first)  # somebody compiled it before
+        return implementation(fn, others)
 
 
 @count_graphs.case
@@ -177,8 +182,8 @@ def fullgraph(fn, inputs, dynamic=None):
 
 
 @count_graphs.misconception(
-    "The cache was not emptied. Dynamo remembers that a size varied and compiles with a dynamic "
-    "size at once the next time."
+    "The cache was not emptied before you began. Dynamo remembers that a size varied and compiles "
+    "with a dynamic size at once the next time."
 )
 def no_reset(fn, inputs, dynamic=None):
     return sum(compile_and_run(fn, inputs, dynamic, reset=False)[0])
@@ -198,6 +203,15 @@ def dynamic_ignored(fn, inputs, dynamic=None):
 )
 def none_taken_for_false(fn, inputs, dynamic=None):
     return sum(compile_and_run(fn, inputs, bool(dynamic))[0])
+
+
+@count_graphs.misconception(
+    "Gradients are switched on for the calls. Grad mode is one of the things a graph is guarded "
+    "by; leave it as the caller has it."
+)
+def gradients_enabled(fn, inputs, dynamic=None):
+    with torch.enable_grad():
+        return sum(compile_and_run(fn, inputs, dynamic)[0])
 
 
 @count_graphs.misconception(

@@ -1,5 +1,7 @@
 """Export for inference, for every batch size."""
 
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -13,9 +15,9 @@ from course_utils.observe import observe
 def export_any_batch(model: nn.Module, x: torch.Tensor) -> torch.export.ExportedProgram:
     """Export the model for inference, so that ep.module() accepts every batch size from 1 on.
 
-    x is an example (B, ...) with B >= 1, so possibly of a single row; only dimension 0 varies, and
-    every other size stays fixed to that of x. The program behaves as the model does in eval mode,
-    whatever mode the model is in.
+    x is an example (B, ...) with B >= 1, so possibly of a single row, and of any dtype. Only
+    dimension 0 varies; every other size stays fixed to that of x. The program behaves as the model
+    does in eval mode, whatever mode the model is in.
 
     Afterwards every sub-module has the training flag it had before; weights, buffers and x are
     unchanged.
@@ -31,16 +33,20 @@ def export_any_batch(model: nn.Module, x: torch.Tensor) -> torch.export.Exported
             module.training = training
 
 
+TOKENS = 6
+
+
 def outcome(implementation, draw, model, x):
     """What the program gives for several batch sizes, its type, and what is left of the model."""
     with fresh_compilations():  # some versions of torch export through Dynamo, which has a limit
         result = attempt(implementation, model, x)
+    sample = draw.normal if x.is_floating_point() else partial(draw.integers, 0, TOKENS - 1)
     outputs = {}
     if isinstance(result, torch.export.ExportedProgram):  # nothing else is called: it might compile
         program = result.module()
-        for rows in (1, 2, 5, 17):
-            outputs[f"{rows} rows"] = attempt(program, draw.normal(rows, *x.shape[1:]))
-        wider = draw.normal(3, x.shape[1] + 1, *x.shape[2:])
+        for rows in (1, 2, 5, 1500):
+            outputs[f"{rows} rows"] = attempt(program, sample(rows, *x.shape[1:]))
+        wider = sample(3, x.shape[1] + 1, *x.shape[2:])
         outputs["another size of dimension 1"] = attempt(program, wider)
     return {
         "training afterwards": {name: part.training for name, part in model.named_modules()},
@@ -68,11 +74,13 @@ def one_row_and_a_model_in_training(implementation, draw):
 
 
 @export_any_batch.case
-def four_rows_and_a_part_in_evaluation_mode(implementation, draw):
+def four_rows_of_integers_and_a_part_in_evaluation_mode(implementation, draw):
     width, length = draw.sizes(2)
-    frozen = nn.Sequential(nn.Dropout(0.5), nn.Tanh()).eval()
-    model = nn.Sequential(frozen, nn.Dropout(0.4), nn.Linear(length, 2)).to(draw.device)
-    return outcome(implementation, draw, model, draw.normal(4, width, length))
+    inner = nn.Sequential(nn.Dropout(0.5), nn.Tanh()).eval()
+    inner[1].train()
+    model = nn.Sequential(nn.Embedding(TOKENS, width), inner, nn.Dropout(0.4), nn.Linear(width, 2))
+    x = draw.integers(0, TOKENS - 1, 4, length, 3)
+    return outcome(implementation, draw, model.to(draw.device), x)
 
 
 def export(model, x, *, rows=2, dims=None, evaluate=True, restore=True, **options):
@@ -133,6 +141,27 @@ def every_part_in_the_mode_of_the_root(model, x):
 
 
 @export_any_batch.misconception(
+    "Flags are remembered for the model and its direct children only. Parts have parts: "
+    "model.modules() goes down to the last one."
+)
+def only_the_children_remembered(model, x):
+    modes = {module: module.training for module in (model, *model.children())}
+    try:
+        return export(model, x, restore=False)
+    finally:
+        for module, training in modes.items():
+            module.train(training)
+
+
+@export_any_batch.misconception(
+    "Your example has another dtype than x, or not all its dimensions, and the export fails. The "
+    "model may look rows up by integers, as an embedding does; make the example from x."
+)
+def example_of_float32(model, x):
+    return export(model, torch.zeros(x.shape, device=x.device))
+
+
+@export_any_batch.misconception(
     "What you return is a TorchScript trace. It is deprecated, and no ExportedProgram: it cannot "
     "say which shapes it accepts."
 )
@@ -175,7 +204,7 @@ def module_returned(model, x):
     "Every size from 1 on was asked for."
 )
 def bounded(model, x):
-    return export(model, x, dims={0: torch.export.Dim("batch", min=2, max=16)})
+    return export(model, x, dims={0: torch.export.Dim("batch", min=2, max=1024)})
 
 
 export_any_batch.hints(

@@ -48,7 +48,7 @@ def a_sum_above_one(implementation, draw):
 
 @fullgraph_gate.case
 def a_sum_below_one(implementation, draw):
-    x = with_sum(draw, draw.number(0.4, 0.8), *draw.sizes(2))
+    x = with_sum(draw, draw.number(0.4, 0.8), *draw.sizes(2)).T
     return seen(implementation, draw, x, draw.number(2, 3))
 
 
@@ -57,7 +57,7 @@ def all_zeros(implementation, draw):
     return seen(implementation, draw, 0 * draw.normal(*draw.sizes(2)), draw.number(2, 3))
 
 
-@fullgraph_gate.case
+@fullgraph_gate.case(tolerance=(1e-10, 1e-10))
 def one_dimension_of_float64(implementation, draw):
     sums = draw.number(1.2, 2), draw.number(0.2, 0.9)
     inputs = [with_sum(draw, s, draw.whole(3, 6), dtype=torch.float64) for s in sums]
@@ -66,14 +66,15 @@ def one_dimension_of_float64(implementation, draw):
 
 @fullgraph_gate.case
 def large_entries_that_cancel(implementation, draw):
-    x = with_sum(draw, draw.number(3, 6), 3, 4)
+    x = with_sum(draw, draw.number(30, 60), 3, 4)
     x = torch.cat([x, -x]).reshape(2, 3, 4)
     return seen(implementation, draw, x, draw.number(2, 3))
 
 
 @fullgraph_gate.case
 def no_dimensions(implementation, draw):
-    numbers = draw.tensor(-draw.number(2, 3)), draw.tensor(-draw.number(0.2, 0.9))
+    small = draw.tensor(-draw.number(0.2, 0.9), dtype=torch.float16)
+    numbers = draw.tensor(-draw.number(2, 3)), small
     return [seen(implementation, draw, x, draw.number(2, 3)) for x in numbers]
 
 
@@ -162,6 +163,31 @@ def always_divides(x, scale):
 )
 def one_added(x, scale):
     return scale * x / (1 + x.abs().sum())
+
+
+@fullgraph_gate.misconception(
+    "You add a small number to s before dividing. That shifts the result, and float64 shows it; "
+    "where s is above 1, nothing has to be added."
+)
+def small_number_added(x, scale):
+    total = x.abs().sum()
+    return scale * x / torch.where(total > 1, total + 1e-8, 1.0)
+
+
+@fullgraph_gate.misconception(
+    "A constant was made with torch.tensor, in float32. With an x that has no dimensions it takes "
+    "part in the dtype of the result; make it with the dtype of x, or use a Python number."
+)
+def constant_of_float32(x, scale):
+    return scale * x / torch.maximum(x.abs().sum(), torch.tensor(1.0, device=x.device))
+
+
+@fullgraph_gate.misconception(
+    "Your code raises an error for an x that is transposed: view needs a layout that it does not "
+    "have. The sum over the whole tensor needs no view."
+)
+def flattened_by_view(x, scale):
+    return scale * x / x.view(-1).abs().sum().clamp(min=1)
 
 
 @fullgraph_gate.misconception(

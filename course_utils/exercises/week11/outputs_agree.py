@@ -103,7 +103,9 @@ def another_dtype(implementation, draw):
 def half_precision(implementation, draw):
     x = draw.tensor([2048.0, 60000.0, -60000.0], dtype=torch.float16)
     wrong = implementation(lambda x: x * 1, lambda x: -x, [x], 0.0, 10.0 + draw.whole(1, 9))
-    return [wrong, implementation(lambda x: x * 1, lambda x: x + 2, [x[:1]], 0.0, 2.0)]
+    pair = lambda x: x * 1, lambda x: x + 2
+    bounds = (0.0, 2.0), (0.9999 / 1024, 0.0)  # of the second, half precision makes 2 as well
+    return [wrong, *(implementation(*pair, [x[:1]], *bound) for bound in bounds)]
 
 
 @outputs_agree.case
@@ -152,7 +154,7 @@ def an_empty_tensor(implementation, draw):
 @outputs_agree.case
 def ties(implementation, draw):
     x = draw.uniform(draw.whole(2, 5), low=1, high=2).round()
-    return implementation(lambda x: x * 1, lambda x: x + 1, [0 * x[:1], x, x, x], 0.0, 2.0)
+    return implementation(lambda x: x * 1, lambda x: x + x, [0 * x[:1], x, x, x], 0.0, 2.0)
 
 
 @outputs_agree.case
@@ -162,7 +164,7 @@ def how_the_functions_are_called(implementation, draw):
     def watched(name):
         def function(x):
             calls[name].append([torch.is_grad_enabled(), x.requires_grad])
-            return x * 2
+            return (x * 2)[:2] if name == "candidate" else x * 2
 
         return function
 
@@ -330,6 +332,37 @@ def differences_in_the_own_dtype(reference, candidate, inputs, rtol, atol):
         return (c - r).abs().double().where(finite & ~equal, difference), equal, finite
 
     return agree(reference, candidate, inputs, rtol, atol, apart=narrow)
+
+
+@outputs_agree.misconception(
+    "Closeness is judged in the dtype of the outputs, where the bound is rounded too. Hand float64 "
+    "to whatever compares, torch.isclose and torch.allclose included."
+)
+def bound_in_the_own_dtype(reference, candidate, inputs, rtol, atol):
+    def close(r, rtol, atol, difference, equal, finite):
+        return equal | (finite & (difference <= (atol + rtol * r.abs()).double()))
+
+    return agree(reference, candidate, inputs, rtol, atol, close=close)
+
+
+@outputs_agree.misconception(
+    "worst is set only where an input fails. It belongs to the largest difference, and that one "
+    "has an index also when all inputs pass."
+)
+def worst_only_of_failures(reference, candidate, inputs, rtol, atol):
+    found = agree(reference, candidate, inputs, rtol, atol)
+    return found | {"worst": 0} if found["ok"] else found
+
+
+@outputs_agree.misconception(
+    "You stop at the first input whose difference is infinite. The verdict is known by then, but "
+    "each function is to be called once for every input."
+)
+def stops_at_infinity(reference, candidate, inputs, rtol, atol):
+    for i in range(len(inputs)):
+        if agree(reference, candidate, inputs[i : i + 1], rtol, atol)["max_abs"] == math.inf:
+            return {"ok": False, "max_abs": math.inf, "worst": i}
+    return agree(lambda x: reference(x), candidate, inputs, rtol, atol)
 
 
 @outputs_agree.misconception("The relative tolerance is left out: only atol is compared with.")

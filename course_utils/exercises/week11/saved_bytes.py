@@ -54,10 +54,11 @@ class RowsAndColumns(nn.Module):
     def __init__(self, width):
         super().__init__()
         self.layer = nn.Linear(width, 2 * width)
+        self.register_buffer("scale", torch.ones(width), persistent=False)
 
     def forward(self, x):
         gate, value = self.layer(x).chunk(2, dim=-1)
-        return gate * value
+        return gate * value * self.scale
 
 
 def measured(implementation, module, x):
@@ -75,6 +76,7 @@ def measured(implementation, module, x):
 def linear_relu_linear(implementation, draw):
     inputs, hidden, outputs, batch = draw.sizes(4, high=19)
     model = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+    model[2].requires_grad_(False)  # its weight is saved all the same: the first layer learns
     return measured(implementation, model.to(draw.device), draw.normal(batch, inputs))
 
 
@@ -190,6 +192,29 @@ def parameters_included(module, x):
 )
 def buffers_included(module, x):
     own = {address(p) for p in module.parameters()}
+    return keep(
+        module, x, lambda saved, _: whole(t for t in distinct(saved) if address(t) not in own)
+    )
+
+
+@saved_bytes.misconception(
+    "Only parameters that require grad are left out. A frozen weight is saved where a layer before "
+    "it learns, and it is a parameter as much as the others."
+)
+def frozen_parameters_included(module, x):
+    learning = [p for p in module.parameters() if p.requires_grad]
+    own = {address(t) for t in (*learning, *module.buffers())}
+    return keep(
+        module, x, lambda saved, _: whole(t for t in distinct(saved) if address(t) not in own)
+    )
+
+
+@saved_bytes.misconception(
+    "You leave out what is in the state dict. A buffer may be registered as not persistent: then "
+    "it is not in there, and the module owns it all the same."
+)
+def state_dict_left_out(module, x):
+    own = {address(t) for t in module.state_dict().values()}
     return keep(
         module, x, lambda saved, _: whole(t for t in distinct(saved) if address(t) not in own)
     )
