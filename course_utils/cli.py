@@ -264,8 +264,8 @@ def show_progress(options: argparse.Namespace) -> int:
     from course_utils.submission import read_cells
     from course_utils.workspace import course_notebooks, own_notebooks
 
-    files, unreadable = [], False
-    for file in own_notebooks(course_root(), options.weeks):
+    root, files, unreadable = course_root(), [], False
+    for file in own_notebooks(root, options.weeks):
         try:
             read_cells(file)
         except CourseError as error:
@@ -273,9 +273,7 @@ def show_progress(options: argparse.Namespace) -> int:
             print(f"work/{error} Move it away, and `course start` puts a fresh copy there.", file=sys.stderr)
         else:
             files.append((file, file.name))
-    missing = [
-        file.name for file in course_notebooks(course_root()) if not (course_root() / "work" / file.name).exists()
-    ]
+    missing = [file.name for file in course_notebooks(root) if not (root / "work" / file.name).exists()]
     if missing and not options.weeks:
         print(f"Not in work/: {', '.join(missing)}. `course start` puts what is missing there.", file=sys.stderr)
     print(f"Grading {len(files)} notebook{'s' * (len(files) != 1)} …", file=sys.stderr, flush=True)

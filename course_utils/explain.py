@@ -80,7 +80,7 @@ def rejected(exercise: Exercise, mismatches: list[Mismatch], passed: int, diagno
     arguments = calls[0].given if calls else None
     if any(isinstance(argument, Iterator) for argument in arguments or ()):
         arguments = None  # a generator, say, is used up and cannot be given to the answer again
-    parts.append(Part("next", _next_step(exercise, calls[0] if arguments is not None and calls else None)))
+    parts.append(Part("next", _next_step(exercise, calls[0] if arguments is not None else None)))
     return Rejection(parts, crashed, arguments)
 
 

@@ -193,12 +193,9 @@ def failing_call(answer: Callable[..., Any] | str) -> tuple[Any, ...]:
     name = answer if isinstance(answer, str) else _name_of(answer, "failing_call")
     arguments = _failing_arguments.get(name)
     if arguments is None:
-        checked = name in _failing_arguments
-        when = (
-            "The last check of {} showed no failing call to repeat"
-            if checked
-            else "No check of {} has shown a failing call"
-        )
+        when = "No check of {} has shown a failing call"
+        if name in _failing_arguments:
+            when = "The last check of {} showed no failing call to repeat"
         raise CourseError(f"{when.format(name)}; check({name}) shows one when an answer fails.")
     return arguments
 

@@ -226,22 +226,26 @@ def clipped_after_the_step(model, optimizer, batches, loss_fn, max_norm, schedul
     return loop(model, optimizer, batches, loss_fn, max_norm, scheduler, order)
 
 
+def train_with(clip, *arguments):
+    """What the reference does where clip(real, parameters, limit) stands for clip_grad_norm_."""
+    real = nn.utils.clip_grad_norm_
+    nn.utils.clip_grad_norm_ = lambda parameters, limit: clip(real, parameters, limit)
+    try:
+        return train_steps.reference(*arguments)
+    finally:
+        nn.utils.clip_grad_norm_ = real
+
+
 @train_steps.misconception(
     "You clip each tensor on its own, so the balance between them is lost. The norm is that of all "
     "gradients together, and one factor scales them all: hand over all parameters in one call."
 )
 def clipped_tensor_by_tensor(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
-    real = nn.utils.clip_grad_norm_
-
-    def apart(parameters, limit):
+    def clip(real, parameters, limit):
         norms = [real([p], limit) for p in parameters if p.grad is not None]
         return torch.stack(norms).norm()
 
-    nn.utils.clip_grad_norm_ = apart
-    try:
-        return train_steps.reference(model, optimizer, batches, loss_fn, max_norm, scheduler)
-    finally:
-        nn.utils.clip_grad_norm_ = real
+    return train_with(clip, model, optimizer, batches, loss_fn, max_norm, scheduler)
 
 
 @train_steps.misconception(
@@ -249,20 +253,10 @@ def clipped_tensor_by_tensor(model, optimizer, batches, loss_fn, max_norm, sched
     "gradient, and the norm you note leaves them out."
 )
 def first_group_clipped_alone(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
-    losses, norms, lrs = [], [], []
-    model.train()
-    for x, y in batches:
-        loss = loss_fn(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_norm)
-        losses.append(loss.item())
-        norms.append(norm.item())
-        lrs.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-    return losses, norms, lrs
+    def clip(real, parameters, limit):
+        return real(optimizer.param_groups[0]["params"], limit)
+
+    return train_with(clip, model, optimizer, batches, loss_fn, max_norm, scheduler)
 
 
 @train_steps.misconception(
@@ -270,17 +264,11 @@ def first_group_clipped_alone(model, optimizer, batches, loss_fn, max_norm, sche
     "is lost. There is one norm for all parameters of the model, whatever group they are in."
 )
 def clipped_group_by_group(model, optimizer, batches, loss_fn, max_norm, scheduler=None):
-    real = nn.utils.clip_grad_norm_
-
-    def apart(parameters, limit):
+    def clip(real, parameters, limit):
         norms = [real(group["params"], limit) for group in optimizer.param_groups]
         return torch.stack(norms).norm()
 
-    nn.utils.clip_grad_norm_ = apart
-    try:
-        return train_steps.reference(model, optimizer, batches, loss_fn, max_norm, scheduler)
-    finally:
-        nn.utils.clip_grad_norm_ = real
+    return train_with(clip, model, optimizer, batches, loss_fn, max_norm, scheduler)
 
 
 @train_steps.misconception(
